@@ -1,0 +1,196 @@
+"""The tokenizer contract: images in, ids out; ids in, images out. Knows no family and no language model."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from ..data.files import atomic_folder
+from .codes import Codes, CodeSpec
+from .component import build, freeze
+
+
+@dataclass(frozen=True)
+class TrainingTerms:
+    """What a family hands to training: its reconstruction and its own losses; pixel losses are added outside."""
+
+    reconstruction: Tensor  #: [B, 3, H, W], not clamped, differentiable
+    codes: Codes  #: the codes drawn this step, for usage and perplexity
+    losses: Mapping[str, Tensor] = field(default_factory=dict)  #: the family's own terms, scalars, unweighted
+
+
+class VisualTokenizer(ModelMixin, ConfigMixin):
+    """Images to discrete codes and back.
+
+    A family subclasses this in a file of its own, decorates ``__init__`` with diffusers' ``register_to_config``, calls
+    :meth:`set_spec` there and implements the four methods below. ``save_pretrained``, ``push_to_hub`` and the
+    safetensors format are diffusers'.
+    """
+
+    config_name = "config.json"
+    spec: CodeSpec
+    image_size: tuple[int, int]  #: (H, W) that ``spec`` describes
+    stride: int  #: pixels per grid cell; sides must be multiples of it
+    any_size: bool = False  #: True where sides other than ``image_size`` are encoded too
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Codes:
+        """Code a batch of images.
+
+        Args:
+            images: ``[B, 3, H, W]`` float in [-1, 1].
+
+        Returns:
+            Codes with ids ``[B, N, D]``.
+
+        Raises:
+            ValueError: an image size the tokenizer cannot take.
+            TypeError: images that are not floating point.
+        """
+
+    @abstractmethod
+    def embed(self, codes: Codes) -> Tensor:
+        """Vectors ``[B, N, C]`` of the codes, for a language model to read; differentiable in the codebooks."""
+
+    @abstractmethod
+    def decode(self, codes: Codes, generator: torch.Generator | None = None) -> Tensor:
+        """Pixels of codes: ``[B, 3, H, W]`` in [-1, 1], clamped. ``generator`` serves decoders that draw."""
+
+    @abstractmethod
+    def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
+        """One differentiable pass over ``[B, 3, H, W]`` images; ``targets`` are the family's own (teacher features)."""
+
+    def set_spec(self, spec: CodeSpec, image_size: tuple[int, int], stride: int) -> None:
+        """Declare what the codes of this tokenizer look like; called once, in the constructor."""
+        self.spec, self.image_size, self.stride = spec, image_size, stride
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise one clear sentence unless ``images`` can be encoded."""
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images must be floating point in [-1, 1], got {images.dtype}; convert uint8 with x / 127.5 - 1"
+            )
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}")
+        height, width = images.shape[2:]
+        if not self.any_size and (height, width) != self.image_size:
+            raise ValueError(
+                f"images must be {self.image_size[0]}x{self.image_size[1]} (height x width) for this tokenizer, "
+                f"got {height}x{width}; resize or crop them"
+            )
+        if height % self.stride or width % self.stride or not height or not width:
+            raise ValueError(
+                f"images must be divisible by {self.stride} in height and width, got {height}x{width}; "
+                f"resize or pad to {_up(height, self.stride)}x{_up(width, self.stride)}"
+            )
+
+    def check_codes(self, codes: Codes) -> None:
+        """Raise one clear sentence unless ``codes`` come from a tokenizer of this spec."""
+        same = codes.spec.codebooks == self.spec.codebooks and codes.spec.layout.kind == self.spec.layout.kind
+        if not same or not (self.any_size or codes.spec == self.spec):
+            raise ValueError(f"codes must keep this tokenizer's spec {self.spec}, got {codes.spec}; re-encode the images")
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of configuration and weights: equal exactly when the codes mean the same."""
+        digest = sha256(json.dumps([self.spec.to_dict(), freeze(_public(self.config))], sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Record constructor arguments, components as specs. Called by the decorator of ``__init__``."""
+        super().register_to_config(**freeze(kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        """Look only at modules, parameters and buffers: diffusers would answer with the config's spec of a component."""
+        return nn.Module.__getattr__(self, name)
+
+    @classmethod
+    def extract_init_dict(
+        cls, config_dict: dict[str, Any], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """diffusers' reader of a saved configuration, with component specs turned back into components."""
+        init, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        return build(init), unused, hidden
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write configuration and weights to a folder, whole or not at all; other arguments are diffusers'."""
+        with atomic_folder(save_directory) as folder:
+            super().save_pretrained(folder, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """Load a tokenizer of any family from a folder or a hub id, strictly.
+
+        Raises:
+            FileNotFoundError: the folder lacks its configuration or weights.
+            ValueError: weights that are damaged or do not match the configuration key by key.
+        """
+        path = Path(pretrained_model_name_or_path)
+        if path.exists() or path.is_absolute() or str(path).startswith("."):
+            _check_folder(path)
+        family = cls._family(str(pretrained_model_name_or_path), **kwargs) if cls is VisualTokenizer else cls
+        options = {"low_cpu_mem_usage": False, **kwargs, "output_loading_info": True}
+        try:
+            model, report = super(VisualTokenizer, family).from_pretrained(pretrained_model_name_or_path, **options)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{path} does not hold a readable tokenizer ({_first_line(error)}); save it again") from error
+        differing = {kind: keys for kind, keys in report.items() if keys}
+        if differing:
+            raise ValueError(f"weights in {path} must match its configuration key by key, got {differing}")
+        return model.eval()
+
+    @classmethod
+    def _family(cls, name: str, **kwargs: Any) -> type[Self]:
+        hub = {key: kwargs[key] for key in ("revision", "subfolder", "cache_dir", "local_files_only") if key in kwargs}
+        class_name = str(cls.load_config(name, **hub).get("_class_name"))
+        families = import_module(__package__.rpartition(".")[0] if __package__ else "smalti")
+        family = getattr(families, class_name, None) or _imported(cls, class_name)
+        if family is None:
+            raise ValueError(
+                f"{name} holds a tokenizer of class {class_name!r}, which no imported module defines; "
+                "import the module that defines it first"
+            )
+        return family
+
+
+def _imported(cls: type[VisualTokenizer], name: str) -> type[Any] | None:
+    for child in cls.__subclasses__():
+        if child.__name__ == name:
+            return child
+        if found := _imported(child, name):
+            return found
+    return None
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise FileNotFoundError(f"a tokenizer folder was expected at {path}, which does not exist; check the path")
+    names = {file.name for file in path.iterdir()}
+    missing = [name for name in ("config.json", "diffusion_pytorch_model.safetensors") if name not in names]
+    if missing and not any(name.endswith(".index.json") for name in names):
+        raise FileNotFoundError(f"{path} should hold a tokenizer but lacks {', '.join(missing)}; save or train it again")
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def _up(side: int, stride: int) -> int:
+    return max(1, -(-side // stride)) * stride

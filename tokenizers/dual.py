@@ -1,0 +1,145 @@
+"""DualToken: semantic codes from deep layers and pixel codes from shallow layers of one vision encoder."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import TrainingTerms, VisualTokenizer
+from .codes import CodeLayout, Codes, CodeSpec
+from .convolutional import Decoder
+from .projection import AttentionProjection
+from .quantizers import Quantized, Quantizer
+from .vision import VisionTower
+
+
+class DualTokenizer(VisualTokenizer):
+    """Two codebooks over one grid (DualToken, https://arxiv.org/abs/2503.14324).
+
+    The pixel feature is ``project(h[pixel_layer]) + shortcut_weight * project(h[shortcut_layer])``; only pixel codes
+    are decoded. The semantic feature is ``project(h[semantic_layer])``; its codes replace that hidden state, run
+    through the remaining layers and the pooling head, and are kept close to a frozen teacher.
+
+    Args:
+        encoder: the vision tower, usually started from the teacher's weights.
+        semantic: residual quantizer of the semantic codes.
+        pixel: residual quantizer of the pixel codes.
+        decoder: quantized pixel features, widened to its ``dim``, to pixels.
+        semantic_layer: number of layers before the semantic codes; the paper takes all but the last.
+        pixel_layer: number of layers before the pixel codes.
+        shortcut_layer: a shallower layer added to the pixel feature; none by default.
+        shortcut_weight: its weight (0.6 in the release).
+
+    Raises:
+        ValueError: layers out of order or beyond the tower, or a decoder that does not fit its grid.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        encoder: VisionTower,
+        semantic: Quantizer,
+        pixel: Quantizer,
+        decoder: Decoder,
+        semantic_layer: int = 26,
+        pixel_layer: int = 6,
+        shortcut_layer: int | None = None,
+        shortcut_weight: float = 0.6,
+    ) -> None:
+        super().__init__()
+        _check_layers(encoder.depth, semantic_layer, pixel_layer, shortcut_layer)
+        if decoder.stride != encoder.patch_size:
+            raise ValueError(
+                f"the decoder must unfold each cell to the encoder's patch of {encoder.patch_size} pixels, "
+                f"got a decoder of stride {decoder.stride}"
+            )
+        self.encoder, self.semantic, self.pixel, self.decoder = encoder, semantic, pixel, decoder
+        self.semantic_layer, self.pixel_layer = semantic_layer, pixel_layer
+        self.shortcut_layer, self.shortcut_weight = shortcut_layer, shortcut_weight
+        self.to_semantic = AttentionProjection(encoder.width, semantic.dim)
+        self.to_pixel = AttentionProjection(encoder.width, pixel.dim)
+        self.to_shortcut = None if shortcut_layer is None else AttentionProjection(encoder.width, pixel.dim)
+        self.from_semantic = AttentionProjection(semantic.dim, encoder.width, causal=True)
+        self.from_pixel = AttentionProjection(pixel.dim, decoder.dim, causal=True)
+        layout = CodeLayout("grid", (encoder.grid, encoder.grid))
+        books = (semantic.codebook("semantic"), pixel.codebook("pixel"))
+        self.set_spec(CodeSpec(layout, books), (encoder.image_size, encoder.image_size), encoder.patch_size)
+
+    def encode(self, images: Tensor) -> Codes:
+        """See :meth:`VisualTokenizer.encode`; semantic columns first."""
+        self.check_images(images)
+        return self._codes(*self._quantize(images))
+
+    def embed(self, codes: Codes) -> Tensor:
+        """See :meth:`VisualTokenizer.embed`; semantic and pixel vectors side by side, C is the sum of their widths."""
+        self.check_codes(codes)
+        return torch.cat([self.semantic.lookup(codes.of("semantic")), self.pixel.lookup(codes.of("pixel"))], dim=-1)
+
+    def decode(self, codes: Codes, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`VisualTokenizer.decode`; only pixel codes are read and nothing is drawn."""
+        self.check_codes(codes)
+        return self._pixels(self.pixel.lookup(codes.of("pixel"))).clamp(-1, 1)
+
+    def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
+        """Reconstruction, ``quantizer.semantic``, ``quantizer.pixel`` and, beside a teacher, the distillation terms.
+
+        Args:
+            images: ``[B, 3, H, W]``.
+            targets: ``tokens`` ``[B, N, C]`` and ``pooled`` ``[B, C]`` of the frozen teacher, or nothing. They give
+                ``distill.tokens`` and ``distill.pooled``, each ``mse - cosine`` as in the release.
+
+        Raises:
+            ValueError: only one of the two targets, or one of another shape than this encoder's.
+        """
+        self.check_images(images)
+        semantic, pixel = self._quantize(images)
+        losses = {"quantizer.semantic": semantic.loss, "quantizer.pixel": pixel.loss}
+        if targets:
+            losses |= self._distillation(semantic.latents, targets)
+        return TrainingTerms(self._pixels(pixel.latents), self._codes(semantic, pixel), losses)
+
+    def _quantize(self, images: Tensor) -> tuple[Quantized, Quantized]:
+        start = 0 if self.shortcut_layer is None else self.shortcut_layer
+        shallow = self.encoder.run(self.encoder.stem(images), 0, start)
+        middle = self.encoder.run(shallow, start, self.pixel_layer)
+        deep = self.encoder.run(middle, self.pixel_layer, self.semantic_layer)
+        feature = self.to_pixel(middle)
+        if self.to_shortcut is not None:
+            feature = feature + self.shortcut_weight * self.to_shortcut(shallow)
+        return self.semantic(self.to_semantic(deep)), self.pixel(feature)
+
+    def _codes(self, semantic: Quantized, pixel: Quantized) -> Codes:
+        return Codes.full(torch.cat([semantic.ids, pixel.ids], dim=-1), self.spec)
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        features = self.from_pixel(latents.to(self.dtype)).transpose(1, 2)
+        return self.decoder(features.unflatten(2, self.spec.layout.shape))
+
+    def _distillation(self, latents: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        hidden = self.from_semantic(latents.to(self.dtype))
+        pooled = self.encoder.pool(self.encoder.run(hidden, self.semantic_layer, self.encoder.depth))
+        students = {"tokens": hidden, "pooled": pooled}
+        if set(targets) != set(students):
+            raise ValueError(f"a teacher gives tokens and pooled, got {', '.join(sorted(targets))}")
+        return {f"distill.{name}": _mse_minus_cosine(students[name], targets[name], name) for name in students}
+
+
+def _mse_minus_cosine(student: Tensor, teacher: Tensor, name: str) -> Tensor:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher {name} must be {list(student.shape)} like the encoder's, got {list(teacher.shape)}; "
+            "use a teacher of the same width, patch and image size"
+        )
+    student, teacher = student.float(), teacher.float()
+    return F.mse_loss(student, teacher) - F.cosine_similarity(student, teacher, dim=-1).mean()
+
+
+def _check_layers(depth: int, semantic: int, pixel: int, shortcut: int | None) -> None:
+    order = [0 if shortcut is None else shortcut, pixel, semantic, depth]
+    if sorted(order) != order:
+        raise ValueError(
+            f"layers must keep shortcut_layer <= pixel_layer <= semantic_layer <= {depth} (the tower's), "
+            f"got {shortcut}, {pixel}, {semantic}"
+        )

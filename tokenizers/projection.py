@@ -1,0 +1,75 @@
+"""Attention projections between an encoder's width and a codebook's (DualToken and UniTok use the same block)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AttentionProjection(nn.Module):
+    """One transformer block that changes the width of ``[B, N, C]`` tokens (https://arxiv.org/abs/2503.14324).
+
+    ``y = proj(LN(x)) + attention(LN(x))``, then ``y + GeGLU(LN(y))``. Narrowing, every head has the output width and
+    heads are averaged; widening, heads are concatenated.
+
+    Args:
+        dim: input width.
+        out_dim: output width; the larger of the two must be a multiple of the smaller or of ``heads``.
+        heads: attention heads; defaults to ``dim // out_dim`` when narrowing and ``out_dim // dim`` when widening.
+        causal: attend only to earlier positions (raster order).
+        expansion: hidden width of the GeGLU as a multiple of ``out_dim``.
+
+    Raises:
+        ValueError: heads that do not divide the widths.
+    """
+
+    def __init__(
+        self, dim: int, out_dim: int, heads: int | None = None, causal: bool = False, expansion: int = 2
+    ) -> None:
+        super().__init__()
+        self.inner, narrowing = max(dim, out_dim), dim > out_dim
+        self.heads = heads or max(1, self.inner // min(dim, out_dim))
+        self.average, self.causal = narrowing, causal
+        if self.inner % self.heads or (narrowing and self.inner // self.heads != out_dim):
+            raise ValueError(
+                f"an attention projection from {dim} to {out_dim} cannot have {self.heads} heads; "
+                f"use widths that divide each other, or a number of heads that divides {self.inner}"
+            )
+        self.norm_attention, self.norm_skip = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * self.inner, bias=False)
+        self.query_bias, self.value_bias = (nn.Parameter(torch.zeros(self.inner)) for _ in range(2))
+        self.out = nn.Linear(out_dim, out_dim)
+        self.skip = nn.Linear(dim, out_dim)
+        self.norm_mlp = nn.LayerNorm(out_dim)
+        self.mlp = GeGLU(out_dim, expansion * out_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[B, N, dim]`` to ``[B, N, out_dim]``."""
+        mixed = self.skip(self.norm_skip(tokens)) + self.attend(self.norm_attention(tokens))
+        return mixed + self.mlp(self.norm_mlp(mixed))
+
+    def attend(self, tokens: Tensor) -> Tensor:
+        """The attention branch alone, output layer included: ``[B, N, dim]`` to ``[B, N, out_dim]``."""
+        batch, length, _ = tokens.shape
+        bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
+        qkv = F.linear(tokens, self.qkv.weight, bias).view(batch, length, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, inner / heads]
+        heads = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        joined = heads.mean(1) if self.average else heads.transpose(1, 2).reshape(batch, length, self.inner)
+        return self.out(joined)
+
+
+class GeGLU(nn.Module):
+    """Gated feed-forward layer, ``down(gelu(gate(LN x)) * up(LN x))`` (https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.gate, self.up = nn.Linear(dim, hidden), nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Any leading shape, width kept."""
+        normed = self.norm(tokens)
+        return self.down(F.gelu(self.gate(normed), approximate="tanh") * self.up(normed))

@@ -1,0 +1,201 @@
+"""Vectors to ids and back: the plain quantizers of vector-quantize-pytorch behind one result type.
+
+Every quantizer computes in float32 inside any autocast. Letters: B batch, N positions, D residual depth, C width.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import vector_quantize_pytorch as library
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+from torch.nn import functional as F
+
+from .codes import Codebook
+from .component import Component
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a quantizer returns."""
+
+    latents: Tensor  #: [B, N, C] float32, the value of the codes, the gradient of the input (straight-through)
+    ids: Tensor  #: [B, N, D] int64 in [0, K)
+    loss: Tensor  #: scalar, the quantizer's own loss, already weighted
+    usage: Tensor  #: scalar in (0, 1], fraction of the vocabulary seen in this batch
+
+
+class Quantizer(Component):
+    """Base of all quantizers.
+
+    Args of every subclass include ``dim`` (C). A subclass sets ``dim``, ``size`` (K) and ``depth`` (D) and implements
+    :meth:`quantize` and :meth:`lookup`; precision and damaged input are handled here.
+    """
+
+    dim: int
+    size: int
+    depth: int
+
+    @abstractmethod
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Straight-through values ``[B, N, C]``, ids ``[B, N, D]`` and the weighted loss of float32 ``[B, N, C]``."""
+
+    @abstractmethod
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Values ``[B, N, C]`` float32 of ids ``[B, N, D]``; differentiable in codebooks that are parameters."""
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize ``[B, N, C]`` latents of any float dtype.
+
+        Raises:
+            ValueError: another width than ``dim``.
+            FloatingPointError: NaN or infinite latents while training, before they can enter a moving average.
+        """
+        if latents.ndim != 3 or latents.shape[-1] != self.dim:
+            raise ValueError(f"latents must be [B, N, {self.dim}], got {list(latents.shape)}")
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            if self.training and not bool(latents.isfinite().all()):
+                raise FloatingPointError("latents must be finite to be quantized, got NaN or infinity; skip this step")
+            values, ids, loss = self.quantize(latents)
+        usage = torch.bincount(ids.flatten(), minlength=self.size).count_nonzero() / self.size
+        return Quantized(values, ids, loss, usage)
+
+    def codebook(self, name: str) -> Codebook:
+        """The entry of this quantizer in a :class:`~smalti.tokenizers.codes.CodeSpec`."""
+        return Codebook(name, self.size, self.depth)
+
+
+class VectorQuantizer(Quantizer):
+    """Vector quantization (https://arxiv.org/abs/1711.00937); residual with a depth above one
+    (https://arxiv.org/abs/2203.01941).
+
+    The loss is ``commitment * mse(z, sg(q))`` averaged over the partial sums of the residual codes, plus
+    ``mse(sg(z), q)`` where the codebook learns by gradient.
+
+    Args:
+        dim: C, width of the latents.
+        codebook_size: K.
+        depth: D, residual codes per position.
+        codebook_dim: width in which codes are compared; latents are projected to it and back when it differs.
+        shared: one table for all depths; it is updated once per step from all of them.
+        update: ``ema`` (moving averages, dead codes revived) or ``gradient``.
+        decay: of the moving averages, in [0, 1).
+        commitment: weight of the commitment term.
+        cosine: compare on the unit sphere; for a depth of one.
+        revive_below: codes whose moving-average count per step falls below this restart from current latents.
+        kmeans_init: start the table from k-means over the first batch.
+
+    Raises:
+        ValueError: ``cosine`` with a depth above one or with a codebook that learns by gradient.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        depth: int = 1,
+        codebook_dim: int | None = None,
+        shared: bool = False,
+        update: Literal["ema", "gradient"] = "ema",
+        decay: float = 0.99,
+        commitment: float = 0.25,
+        cosine: bool = False,
+        revive_below: float = 1.0,
+        kmeans_init: bool = True,
+    ) -> None:
+        super().__init__()
+        if cosine and depth > 1:
+            raise ValueError(f"cosine comparison needs depth 1, got depth {depth}: residuals have no unit length")
+        if cosine and update == "gradient":
+            raise ValueError("cosine comparison needs update='ema' in vector-quantize-pytorch, got update='gradient'")
+        self.dim, self.size, self.depth, self.commitment = dim, codebook_size, depth, commitment
+        self.by_gradient = update == "gradient"
+        self.table = library.ResidualVQ(
+            dim=dim,
+            codebook_size=codebook_size,
+            num_quantizers=depth,
+            codebook_dim=codebook_dim,
+            shared_codebook=shared and depth > 1,
+            decay=decay,
+            commitment_weight=1.0,
+            use_cosine_sim=cosine,
+            threshold_ema_dead_code=0 if self.by_gradient else revive_below,
+            kmeans_init=kmeans_init,
+            learnable_codebook=self.by_gradient,
+            ema_update=not self.by_gradient,
+            rotation_trick=False,
+        )
+        if shared and depth > 1:
+            self.register_state_dict_post_hook(_drop_aliases)
+            self.register_load_state_dict_pre_hook(_restore_aliases)
+
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`Quantizer.quantize`."""
+        values, ids, per_depth = self.table(latents)
+        loss = self.commitment * per_depth.mean()
+        if self.by_gradient:
+            partial = self.table.get_codes_from_indices(ids).cumsum(0)
+            target = self._compared(latents).detach()
+            loss = loss + F.mse_loss(partial, target.expand_as(partial))
+        return values, ids, loss
+
+    def _compared(self, latents: Tensor) -> Tensor:
+        projected = self.table.project_in(latents)
+        return F.normalize(projected, dim=-1) if self.config.cosine else projected
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """See :meth:`Quantizer.lookup`."""
+        with torch.autocast(ids.device.type, enabled=False):
+            return self.table.get_output_from_indices(ids)
+
+
+class FiniteScalarQuantizer(Quantizer):
+    """Finite scalar quantization (https://arxiv.org/abs/2309.15505): each channel is rounded to a fixed grid.
+
+    Args:
+        dim: C, width of the latents, projected to ``len(levels)`` channels and back.
+        levels: steps of each channel; their product is the vocabulary size K.
+    """
+
+    @register_to_config
+    def __init__(self, dim: int, levels: list[int]) -> None:
+        super().__init__()
+        self.table = library.FSQ(levels=list(levels), dim=dim)
+        self.dim, self.size, self.depth = dim, int(self.table.codebook_size), 1
+
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`Quantizer.quantize`; there is no loss."""
+        values, ids = self.table(latents)
+        return values, ids.long()[..., None], latents.new_zeros(())
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """See :meth:`Quantizer.lookup`."""
+        with torch.autocast(ids.device.type, enabled=False):
+            return self.table.indices_to_codes(ids[..., 0])
+
+
+def _drop_aliases(module: torch.nn.Module, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:
+    """A shared table is one tensor: save it under its first depth only."""
+    for key in [key for key in state if _ALIAS.match(key.removeprefix(prefix))]:
+        del state[key]
+
+
+def _restore_aliases(
+    module: torch.nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Name a shared table once per depth again, as ``load_state_dict(strict=True)`` expects."""
+    assert isinstance(module, VectorQuantizer)
+    first = f"{prefix}table.layers.0._codebook."
+    for key in [key for key in state if key.startswith(first)]:
+        for depth in range(1, module.depth):
+            state[f"{prefix}table.layers.{depth}._codebook.{key.removeprefix(first)}"] = state[key]
+
+
+_ALIAS = re.compile(r"table\.layers\.[1-9]\d*\._codebook\.")

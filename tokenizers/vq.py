@@ -1,0 +1,79 @@
+"""Plain vector-quantized tokenizers: VQGAN and its descendants (LlamaGen) with any encoder, quantizer and decoder."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from .base import TrainingTerms, VisualTokenizer
+from .codes import CodeLayout, Codes, CodeSpec
+from .convolutional import Decoder, Encoder
+from .quantizers import Quantizer
+
+
+class VQTokenizer(VisualTokenizer):
+    """One grid of codes from one codebook (VQGAN, https://arxiv.org/abs/2012.09841; LlamaGen,
+    https://arxiv.org/abs/2406.06525).
+
+    Args:
+        encoder: images to features; a convolutional one takes any multiple of its stride.
+        quantizer: features to codes; its width is that of the codes.
+        decoder: quantized features to pixels.
+        image_size: side of the square images that ``spec`` describes, pixels.
+
+    Raises:
+        ValueError: encoder and decoder of different strides, or an image size off the stride.
+    """
+
+    @register_to_config
+    def __init__(self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, image_size: int) -> None:
+        super().__init__()
+        if encoder.stride != decoder.stride or image_size % encoder.stride:
+            raise ValueError(
+                f"encoder and decoder must have one stride that divides image_size {image_size}, "
+                f"got strides {encoder.stride} and {decoder.stride}"
+            )
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+        self.narrow = _linear(encoder.dim, quantizer.dim)
+        self.widen = _linear(quantizer.dim, decoder.dim)
+        self.any_size = encoder.any_size
+        side = image_size // encoder.stride
+        layout = CodeLayout("grid", (side, side))
+        self.set_spec(CodeSpec(layout, (quantizer.codebook("pixel"),)), (image_size, image_size), encoder.stride)
+
+    def encode(self, images: Tensor) -> Codes:
+        """See :meth:`VisualTokenizer.encode`."""
+        self.check_images(images)
+        return self._codes(self.quantizer(self._latents(images)).ids, images)
+
+    def embed(self, codes: Codes) -> Tensor:
+        """See :meth:`VisualTokenizer.embed`; C is the quantizer's width."""
+        self.check_codes(codes)
+        return self.quantizer.lookup(codes.ids)
+
+    def decode(self, codes: Codes, generator: torch.Generator | None = None) -> Tensor:
+        """See :meth:`VisualTokenizer.decode`; nothing is drawn."""
+        return self._pixels(self.embed(codes), codes).clamp(-1, 1)
+
+    def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
+        """Reconstruction and the term ``quantizer``."""
+        self.check_images(images)
+        quantized = self.quantizer(self._latents(images))
+        codes = self._codes(quantized.ids, images)
+        return TrainingTerms(self._pixels(quantized.latents, codes), codes, {"quantizer": quantized.loss})
+
+    def _latents(self, images: Tensor) -> Tensor:
+        return self.narrow(self.encoder(images).flatten(2).transpose(1, 2))  # [B, N, C]
+
+    def _codes(self, ids: Tensor, images: Tensor) -> Codes:
+        shape = (images.shape[2] // self.stride, images.shape[3] // self.stride)
+        return Codes.full(ids, self.spec.with_shape(*shape))
+
+    def _pixels(self, latents: Tensor, codes: Codes) -> Tensor:
+        features = self.widen(latents.to(self.dtype)).transpose(1, 2)
+        return self.decoder(features.unflatten(2, codes.spec.layout.shape))
+
+
+def _linear(before: int, after: int) -> nn.Module:
+    return nn.Identity() if before == after else nn.Linear(before, after)
