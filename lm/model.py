@@ -1,0 +1,197 @@
+"""The shared language model: any ``transformers`` causal LM that reads and writes text and visual codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from ..data.files import atomic_folder
+from ..tokenizers.base import VisualTokenizer
+from ..tokenizers.codes import CodeSpec
+from .embedding import CodePositions
+from .heads import BlockLoss, FlatHead
+from .layout import Batch, SequenceLayout
+from .vocabulary import LAYOUT_FILE, MODEL_FILE, Vocabulary
+
+
+class SharedLMConfig(PretrainedConfig):
+    """What a :class:`SharedLM` is made of.
+
+    Args:
+        backbone: fields of a ``transformers`` configuration, ``model_type`` among them.
+        spec: a :class:`CodeSpec` as a dict.
+        vocabulary_size: V, ids of text, specials and codes together.
+        tokenizer_fingerprint: which tokenizer the codes come from.
+    """
+
+    model_type = "smalti"
+
+    def __init__(
+        self,
+        backbone: dict[str, Any] | None = None,
+        spec: dict[str, Any] | None = None,
+        vocabulary_size: int = 0,
+        tokenizer_fingerprint: str = "",
+        **kwargs: Any,
+    ) -> None:
+        self.backbone, self.spec = backbone or {}, spec or {}
+        self.vocabulary_size, self.tokenizer_fingerprint = vocabulary_size, tokenizer_fingerprint
+        super().__init__(**kwargs)
+
+
+@dataclass(frozen=True)
+class LMOutput:
+    """Result of a training pass."""
+
+    loss: Tensor  #: scalar, weighted sum of the block losses
+    blocks: Mapping[str, BlockLoss]  #: ``text`` and every codebook
+
+
+class SharedLM(PreTrainedModel):
+    """A causal LM over one vocabulary of text, specials and codes.
+
+    ``save_pretrained`` and ``from_pretrained`` keep weights, code spec, vocabulary and the fingerprint of the tokenizer
+    together in one folder.
+
+    Args:
+        config: see :class:`SharedLMConfig`; :meth:`build` makes one from parts.
+        vocabulary: text pieces and code blocks.
+
+    Raises:
+        ValueError: a vocabulary that does not fit the configuration.
+    """
+
+    config_class = SharedLMConfig
+    base_model_prefix = "backbone"
+    main_input_name = "tokens"
+
+    def __init__(self, config: SharedLMConfig, vocabulary: Vocabulary) -> None:
+        super().__init__(config)
+        self.spec, self.vocabulary = CodeSpec.from_dict(config.spec), vocabulary
+        if vocabulary.size != config.vocabulary_size:
+            raise ValueError(
+                f"the model was built for {config.vocabulary_size} ids, its vocabulary has {vocabulary.size}; "
+                "load both from the same folder"
+            )
+        self.layout = SequenceLayout(vocabulary, self.spec)
+        self.head = FlatHead(vocabulary, self.spec)
+        fields = {**config.backbone, "vocab_size": vocabulary.size}
+        self.backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+        self.positions = CodePositions(self.spec, int(self.backbone.config.hidden_size))
+        self.post_init()
+
+    @classmethod
+    def build(cls, backbone: Mapping[str, Any], vocabulary: Vocabulary, spec: CodeSpec, fingerprint: str) -> Self:
+        """A model from scratch.
+
+        Args:
+            backbone: fields of a ``transformers`` configuration, ``model_type`` among them (``llama``, ``qwen2``, ...).
+            vocabulary: text ids; blocks for the codebooks of ``spec`` are added.
+            spec: the codes it reads and writes.
+            fingerprint: of the tokenizer that makes them.
+        """
+        shared = vocabulary.with_codebooks(spec.codebooks)
+        return cls(SharedLMConfig(dict(backbone), spec.to_dict(), shared.size, fingerprint), shared)
+
+    def states(self, tokens: Tensor, slots: Tensor, **options: Any) -> Tensor:
+        """Hidden states ``[B, T, C]`` of tokens ``[B, T]``; ``options`` go to the backbone (cache, mask, positions)."""
+        embedded = self.backbone.get_input_embeddings()(tokens) + self.positions(slots)
+        return self.backbone.base_model(inputs_embeds=embedded, **options).last_hidden_state
+
+    def forward(self, batch: Batch, weights: Mapping[str, float] | None = None) -> LMOutput:
+        """Loss of a batch, right-padded and causal.
+
+        Args:
+            batch: from :meth:`SequenceLayout.collate`.
+            weights: of the block losses ``text`` and every codebook; 1 where absent.
+        """
+        mask = torch.ones_like(batch.tokens)
+        hidden = self.states(batch.tokens, batch.slots, attention_mask=mask, use_cache=False)
+        blocks = self.head.losses(hidden, self.output_matrix, batch)
+        given = weights or {}
+        return LMOutput(sum((given.get(n, 1.0) * b.mean for n, b in blocks.items()), hidden.new_zeros(())), blocks)
+
+    def next_logits(self, rows: Tensor, cache: Cache, mask: Tensor, slot: int) -> Tensor:
+        """Logits of the next token, with keys and values of ``rows`` added to the cache.
+
+        Args:
+            rows: ``[B, T, 2]`` (token, slot), the part the cache has not seen.
+            cache: of the earlier tokens; extended in place.
+            mask: ``[B, S + T]`` int64, 0 where a row is padded on its left.
+            slot: of the token to predict, which decides the block.
+
+        Returns:
+            ``[B, len(head.block(slot))]`` float32.
+        """
+        length = rows.shape[1]
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
+        hidden = self.states(
+            rows[..., 0], rows[..., 1], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        return self.head.logits(hidden[:, -1], self.output_matrix, self.head.block(slot)).float()
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """``[V, C]``."""
+        return self.backbone.get_output_embeddings().weight
+
+    def check_tokenizer(self, tokenizer: VisualTokenizer) -> None:
+        """Raise unless this model was trained with ``tokenizer``.
+
+        Raises:
+            ValueError: another fingerprint; the sentence names both.
+        """
+        expected, found = self.config.tokenizer_fingerprint, tokenizer.fingerprint()
+        if expected != found:
+            raise ValueError(
+                f"this language model was trained with tokenizer {expected} ({_describe(self.spec)}), got tokenizer "
+                f"{found} ({_describe(tokenizer.spec)}); load the tokenizer it was trained with or train it again"
+            )
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write weights, configuration and vocabulary to a folder, whole or not at all."""
+        with atomic_folder(save_directory) as folder:
+            super().save_pretrained(folder, **kwargs)
+            self.vocabulary.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """Load a model from a local folder, strictly.
+
+        Raises:
+            FileNotFoundError: no folder, or a file of it is missing.
+            ValueError: weights that are damaged or do not match the configuration key by key.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        _check_folder(folder)
+        options = {"vocabulary": Vocabulary.from_pretrained(str(folder)), **kwargs, "output_loading_info": True}
+        try:
+            model, report = super().from_pretrained(folder, **options)
+        except (OSError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().split("\n", 1)[0]
+            raise ValueError(f"{folder} does not hold a readable language model ({reason}); save it again") from error
+        differing = {kind: keys for kind, keys in report.items() if keys}
+        if differing:
+            raise ValueError(f"weights in {folder} must match its configuration key by key, got {differing}")
+        return model.eval()
+
+
+def _check_folder(folder: Path) -> None:
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set[str]()
+    missing = [name for name in ("config.json", "model.safetensors", MODEL_FILE, LAYOUT_FILE) if name not in names]
+    if "model.safetensors.index.json" in names:
+        missing = [name for name in missing if name != "model.safetensors"]
+    if missing:
+        raise FileNotFoundError(f"{folder} should hold a language model but lacks {', '.join(missing)}; train or save it")
+
+
+def _describe(spec: CodeSpec) -> str:
+    books = ", ".join(f"{book.name} {book.size}x{book.depth}" for book in spec.codebooks)
+    return f"{spec.layout.kind} {'x'.join(map(str, spec.layout.shape))}: {books}"
