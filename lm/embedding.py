@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..tokenizers.codes import CodeSpec
@@ -20,11 +19,11 @@ class CodePositions(nn.Module):
     def __init__(self, spec: CodeSpec, width: int) -> None:
         super().__init__()
         self.depth = spec.depth
-        self.position = nn.Parameter(0.02 * torch.randn(spec.positions, width))
-        self.column = nn.Parameter(0.02 * torch.randn(spec.depth, width))
+        self.position = nn.Embedding(spec.positions, width)
+        self.column = nn.Embedding(spec.depth, width)
 
     def forward(self, slots: Tensor) -> Tensor:
         """``[B, T]`` slots (``position * D + column``, or :data:`~smalti.lm.layout.TEXT`) to ``[B, T, C]``."""
         visual = slots.clamp_min(0)
-        added = self.position[visual // self.depth] + self.column[visual % self.depth]
+        added = self.position(visual // self.depth) + self.column(visual % self.depth)
         return added * (slots != TEXT)[..., None]

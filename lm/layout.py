@@ -61,7 +61,7 @@ class SequenceLayout:
                 f"the vocabulary must have the blocks {spec.codebooks} of the tokenizer, got {vocabulary.codebooks}"
             )
         self.vocabulary, self.spec = vocabulary, spec
-        self.offsets = torch.tensor([vocabulary.block(book.name).start for book in spec.columns])
+        self.offsets = [vocabulary.block(book.name).start for book in spec.columns]
 
     def text_to_image(self, caption: str | None, ids: Tensor) -> Example:
         """Learn the codes ``[N, D]`` given a caption; ``None`` drops it, for classifier-free guidance."""
@@ -80,7 +80,7 @@ class SequenceLayout:
         """
         parts = [(self.prompt(None), False), (self.codes(ids), learn_codes), (self._special("</image>"), False)]
         if caption is not None:
-            parts += [(self._special("<caption>"), False), (self._text(caption, "<eos>"), True)]
+            parts += [(self.caption_opener(), False), (self._text(caption, "<eos>"), True)]
         for question, answer in questions:
             parts += [(self.question(question), False), (self._text(answer, "<eos>"), True)]
         return _join(parts)
@@ -99,6 +99,10 @@ class SequenceLayout:
         text = self.vocabulary.encode(question)
         return _text_rows([self.vocabulary.special("<question>"), *text, self.vocabulary.special("<answer>")])
 
+    def caption_opener(self) -> Tensor:
+        """``<caption>`` as a row: what a caption follows."""
+        return self._special("<caption>")
+
     def codes(self, ids: Tensor) -> Tensor:
         """Codes ``[N, D]`` unrolled to ``[N * D, 2]`` rows.
 
@@ -107,7 +111,7 @@ class SequenceLayout:
         """
         if ids.shape != (self.spec.positions, self.spec.depth):
             raise ValueError(f"codes must be [{self.spec.positions}, {self.spec.depth}], got {list(ids.shape)}")
-        return torch.stack([(ids + self.offsets).flatten(), torch.arange(ids.numel())], dim=1)
+        return torch.stack([(ids + torch.tensor(self.offsets)).flatten(), torch.arange(ids.numel())], dim=1)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad examples on the right to one batch."""

@@ -1,0 +1,161 @@
+"""A tokenizer and a language model in one folder: text to image, image to text, questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL.Image import Image
+from torch import Tensor
+
+from ..data.files import atomic_folder
+from ..data.transforms import to_pil
+from ..lm.model import SharedLM
+from ..tokenizers.base import VisualTokenizer
+from ..tokenizers.codes import Codes
+from .sampler import Sampling, sample_codes, write_text
+
+#: What a pipeline folder holds, besides ``model_index.json``.
+PARTS = ("tokenizer", "lm")
+
+
+class TextToImagePipeline(DiffusionPipeline):
+    """Writes pictures for prompts, and captions and answers for pictures.
+
+    Args:
+        tokenizer: images to codes and back.
+        lm: the language model trained on its codes.
+
+    Raises:
+        ValueError: a language model trained with another tokenizer.
+    """
+
+    def __init__(self, tokenizer: VisualTokenizer, lm: SharedLM) -> None:
+        super().__init__()
+        lm.check_tokenizer(tokenizer)
+        self.tokenizer: VisualTokenizer
+        self.lm: SharedLM
+        self.register_modules(tokenizer=tokenizer.eval(), lm=lm.eval())
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        generator: torch.Generator | Sequence[torch.Generator] | int = 0,
+        sampling: Sampling | None = None,
+        batch_size: int = 64,
+        progress: bool = True,
+    ) -> list[Image]:
+        """One picture per prompt.
+
+        Args:
+            prompt: one or several prompts.
+            generator: a seed that every prompt starts from, or one CPU generator per prompt; a picture depends on its
+                prompt and its generator only, not on the batch it is drawn in.
+            sampling: temperature, filters and guidance.
+            batch_size: prompts decoded together.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: words the vocabulary lacks, or another number of generators than prompts.
+        """
+        return to_pil(self.generate(prompt, generator, sampling, batch_size, progress))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        generator: torch.Generator | Sequence[torch.Generator] | int = 0,
+        sampling: Sampling | None = None,
+        batch_size: int = 64,
+        progress: bool = True,
+    ) -> Tensor:
+        """As calling the pipeline, but pixels ``[B, 3, H, W]`` in [-1, 1]."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        generators = _generators(generator, len(prompts))
+        for text in prompts:
+            self.lm.vocabulary.encode(text)
+        self.set_progress_bar_config(disable=not progress, leave=False)
+        images: list[Tensor] = []
+        with self.progress_bar(total=len(prompts)) as bar:
+            for start in range(0, len(prompts), batch_size):
+                part = slice(start, start + batch_size)
+                codes = sample_codes(self.lm, prompts[part], generators[part], sampling)
+                images.append(self.tokenizer.decode(codes).float().cpu())
+                bar.update(len(prompts[part]))
+        return torch.cat(images)
+
+    @torch.inference_mode()
+    def caption(self, images: Tensor, limit: int = 32) -> list[str]:
+        """Captions of ``[B, 3, H, W]`` images in [-1, 1], greedily."""
+        opener = self.lm.layout.caption_opener()
+        return write_text(self.lm, [torch.cat([rows, opener]) for rows in self._read(self.encode(images))], limit)
+
+    @torch.inference_mode()
+    def ask(self, images: Tensor, questions: Sequence[str], limit: int = 8) -> list[str]:
+        """Answers to one question per image, greedily.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [-1, 1].
+            questions: B questions.
+            limit: most tokens of an answer.
+
+        Raises:
+            ValueError: another number of questions than images, or words the vocabulary lacks.
+        """
+        return self.answer(self.encode(images), questions, limit)
+
+    @torch.inference_mode()
+    def answer(self, codes: Codes, questions: Sequence[str], limit: int = 8) -> list[str]:
+        """As :meth:`ask`, about images that are coded already."""
+        if len(codes) != len(questions):
+            raise ValueError(f"one question per image is needed, got {len(questions)} for {len(codes)} images")
+        prompts = [self.lm.layout.question(question) for question in questions]
+        pairs = zip(self._read(codes), prompts, strict=True)
+        return write_text(self.lm, [torch.cat(pair) for pair in pairs], limit)
+
+    def encode(self, images: Tensor) -> Codes:
+        """Codes of images, on the tokenizer's device and in its precision."""
+        return self.tokenizer.encode(images.to(self.tokenizer.device, self.tokenizer.dtype))
+
+    def _read(self, codes: Codes) -> list[Tensor]:
+        return [self.lm.layout.image(ids) for ids in codes.ids.cpu()]
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write ``model_index.json``, ``tokenizer/`` and ``lm/``, whole or not at all."""
+        with atomic_folder(save_directory) as folder:
+            super().save_pretrained(folder, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """Load a pipeline folder, strictly.
+
+        Raises:
+            FileNotFoundError: no folder, or a part of it is missing.
+            ValueError: a damaged part, or a language model beside another tokenizer than it was trained with.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        missing = [name for name in ("model_index.json", *PARTS) if not (folder / name).exists()]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} should hold a text-to-image model but lacks {', '.join(missing)}; check the path or train it"
+            )
+        tokenizer = VisualTokenizer.from_pretrained(folder / "tokenizer")
+        return cls(tokenizer, SharedLM.from_pretrained(folder / "lm"), **kwargs)
+
+
+def seeded(seed: int, count: int) -> list[torch.Generator]:
+    """``count`` CPU generators that all start from ``seed``."""
+    return [torch.Generator().manual_seed(seed) for _ in range(count)]
+
+
+def _generators(generator: torch.Generator | Sequence[torch.Generator] | int, count: int) -> list[torch.Generator]:
+    if isinstance(generator, int):
+        return seeded(generator, count)
+    given = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    if len(given) != count:
+        raise ValueError(f"one generator per prompt is needed, got {len(given)} for {count} prompts")
+    return given

@@ -1,0 +1,181 @@
+"""Autoregressive sampling over ids with a key-value cache. Knows nothing about pixels: pair it with a tokenizer.
+
+Every row of a batch draws from its own generator, so that a picture does not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..lm.layout import TEXT
+from ..lm.model import SharedLM
+from ..tokenizers.codes import CodeLayout, Codes
+from .orders import Order, Raster
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How ids are drawn from logits.
+
+    Args:
+        guidance: classifier-free guidance scale s in ``u + s (c - u)`` (https://arxiv.org/abs/2207.12598); 1 is off.
+        temperature: >= 0; 0 takes the most likely id.
+        top_k: keep the k most likely ids; 0 keeps all.
+        top_p: keep the most likely ids whose probabilities reach p; 1 keeps all.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    guidance: float = 3.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                "sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
+                f"got {self.temperature}, {self.top_k}, {self.top_p}"
+            )
+
+
+def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """Draw one id per row by inverting the cumulative distribution.
+
+    Args:
+        logits: ``[B, V]`` float32.
+        sampling: temperature and filters; guidance is not used here.
+        uniform: ``[B]`` float64 in [0, 1), the randomness of each row.
+
+    Returns:
+        ``[B]`` int64 ids in ``[0, V)``.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = (order.values.double() / sampling.temperature).softmax(-1)
+    if sampling.top_k:
+        probabilities[:, sampling.top_k :] = 0
+    reached = probabilities.cumsum(-1)
+    probabilities[reached - probabilities >= sampling.top_p * reached[:, -1:]] = 0
+    edges = probabilities.cumsum(-1)
+    rank = torch.searchsorted(edges, (uniform.to(edges) * edges[:, -1])[:, None], right=True)
+    last = (probabilities > 0).sum(-1, keepdim=True) - 1
+    return order.indices.gather(1, rank.minimum(last))[:, 0]
+
+
+class Session:
+    """One run of decoding: the cache of a batch of prompts. It dies with the call that made it.
+
+    Args:
+        model: the language model, in eval mode.
+        prompts: ``[T_i, 2]`` (token, slot) rows, of any lengths; shorter ones are padded on the left and masked.
+    """
+
+    def __init__(self, model: SharedLM, prompts: Sequence[Tensor]) -> None:
+        self.model, self.cache = model, DynamicCache()
+        longest = max(len(prompt) for prompt in prompts)
+        pad = torch.tensor([[model.vocabulary.special("<pad>"), TEXT]])
+        rows = [torch.cat([pad.expand(longest - len(prompt), 2), prompt]) for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        self._pending = torch.stack(rows).to(model.device)
+        self._mask = torch.tensor(mask, device=model.device)
+
+    def logits(self, slot: int) -> Tensor:
+        """Logits ``[B, block]`` of the token at ``slot`` (or :data:`~smalti.lm.layout.TEXT`) after all rows so far."""
+        found = self.model.next_logits(self._pending, self.cache, self._mask, slot)
+        self._pending = self._pending[:, :0]
+        return found
+
+    def append(self, tokens: Tensor, slot: int) -> None:
+        """Add one token ``[B]`` of the shared vocabulary."""
+        rows = torch.stack([tokens, torch.full_like(tokens, slot)], dim=-1)[:, None]
+        self._pending = torch.cat([self._pending, rows], dim=1)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(rows), 1)], dim=1)
+
+
+@torch.inference_mode()
+def sample_codes(
+    model: SharedLM,
+    captions: Sequence[str],
+    generators: Sequence[torch.Generator],
+    sampling: Sampling | None = None,
+    order: Order | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Codes:
+    """Write the codes of one image per caption.
+
+    Args:
+        model: the language model.
+        captions: B prompts.
+        generators: B CPU generators, one per caption; each alone decides its picture.
+        sampling: temperature, filters and guidance.
+        order: raster by default; must be legal for the layout of the model's codes.
+        progress: called with (tokens done, tokens in all) after every token.
+
+    Raises:
+        ValueError: another number of generators than captions, or an order the flat head cannot follow.
+    """
+    sampling, order = sampling or Sampling(), order or Raster()
+    if len(generators) != len(captions) or not captions:
+        raise ValueError(f"one generator per caption is needed, got {len(generators)} for {len(captions)} captions")
+    spec, layout = model.spec, model.layout
+    slots = _slots(order, spec.layout, spec.depth)
+    uniforms = torch.stack([torch.rand(len(slots), generator=g, dtype=torch.float64) for g in generators])
+    guided = sampling.guidance != 1
+    prompts = [layout.prompt(caption) for caption in captions] + [layout.prompt(None)] * (guided * len(captions))
+    session = Session(model, prompts)
+    ids = torch.empty(len(captions), len(slots), dtype=torch.int64, device=model.device)
+    for step, slot in enumerate(slots):
+        logits = session.logits(slot)
+        if guided:
+            conditional, free = logits.chunk(2)
+            logits = free + sampling.guidance * (conditional - free)
+        ids[:, slot] = draw(logits, sampling, uniforms[:, step])
+        tokens = ids[:, slot] + model.head.block(slot).start
+        session.append(tokens.repeat(2) if guided else tokens, slot)
+        if progress is not None:
+            progress(step + 1, len(slots))
+    return Codes.full(ids.view(len(captions), spec.positions, spec.depth), spec)
+
+
+@torch.inference_mode()
+def write_text(model: SharedLM, prompts: Sequence[Tensor], limit: int = 32) -> list[str]:
+    """Continue prompts greedily with text until ``<eos>``.
+
+    Args:
+        model: the language model.
+        prompts: ``[T_i, 2]`` rows from :class:`~smalti.lm.layout.SequenceLayout`.
+        limit: most tokens written.
+    """
+    session, end = Session(model, prompts), model.vocabulary.special("<eos>")
+    written = torch.full((len(prompts), limit), end, device=model.device)
+    open_rows = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
+    for step in range(limit):
+        tokens = session.logits(TEXT).argmax(-1).where(open_rows, torch.tensor(end, device=model.device))
+        written[:, step] = tokens
+        open_rows &= tokens != end
+        if not bool(open_rows.any()):
+            break
+        session.append(tokens, TEXT)
+    return [model.vocabulary.decode(_until(row, end)) for row in written.tolist()]
+
+
+def _until(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+def _slots(order: Order, layout: CodeLayout, depth: int) -> list[int]:
+    steps = order.steps(layout)
+    if any(len(step) != 1 for step in steps):
+        raise ValueError(
+            f"the flat head writes one position per step, got an order with steps of {max(map(len, steps))} positions; "
+            "use raster order"
+        )
+    return [int(step) * depth + column for step in steps for column in range(depth)]

@@ -1,0 +1,291 @@
+"""Tokenizer training: two adversaries in one optimizer, terms, exact resume, what is written."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from smalti.tokenizers.base import VisualTokenizer
+from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
+from smalti.tokenizers.discriminator import PatchDiscriminator
+from smalti.tokenizers.losses import PixelLoss, hinge_discriminator, hinge_generator
+from smalti.tokenizers.quantizers import VectorQuantizer
+from smalti.tokenizers.vision import VisionTower
+from smalti.tokenizers.vq import VQTokenizer
+from smalti.training.adversarial import AdversarialSettings, adaptive_weight, discriminator_term, generator_term
+from smalti.training.interrupt import GracefulInterrupt
+from smalti.training.optimizer import OptimizerSettings
+from smalti.training.resume import ResumableData
+from smalti.training.seeding import seed_batch
+from smalti.training.tokenizer import TokenizerTraining
+from torch import Tensor
+
+SIZE = 16
+
+
+class Noise(ResumableData):
+    """A few fixed pictures of noise; batch ``bad`` may be damaged."""
+
+    def __init__(self, count: int = 10, batch_size: int = 2, bad: int | None = None) -> None:
+        super().__init__(batch_size, shuffle=False)
+        images = torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5)) * 2 - 1
+        if bad is not None:
+            images[bad * batch_size] = torch.nan
+        self.items = [{"images": image} for image in images]
+
+    def train_set(self):
+        return self.items
+
+    def validation_set(self):
+        return self.items[:2]
+
+
+def tokenizer(**quantizer) -> VQTokenizer:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = {"dim": 8, "width": 8, "multipliers": (1, 1), "blocks": 1}
+        quantizer = VectorQuantizer(dim=4, codebook_size=16, **quantizer)
+        return VQTokenizer(ConvEncoder(**parts), quantizer, ConvDecoder(**parts), SIZE)
+
+
+def discriminator() -> PatchDiscriminator:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return PatchDiscriminator(width=8, layers=1)
+
+
+def module(**options) -> TokenizerTraining:
+    return TokenizerTraining(options.pop("tokenizer", None) or tokenizer(), PixelLoss(), **options)
+
+
+def trainer(folder, **options) -> Trainer:
+    defaults = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    return Trainer(**(defaults | options), default_root_dir=folder, enable_model_summary=False)
+
+
+def copied(part: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in part.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_gradients_equal_those_of_two_optimizers(tmp_path):
+    class Seen(Callback):
+        def on_after_backward(self, trainer, pl_module):
+            self.found = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
+
+    adversarial = AdversarialSettings(weight=0.5, warmup=0, ramp=0, clamp=(0.0, 1e4))
+    ours, seen, data = module(discriminator=discriminator(), adversarial=adversarial), Seen(), Noise()
+    reference, judge = copy.deepcopy(ours.tokenizer), copy.deepcopy(ours.discriminator)
+    trainer(tmp_path, max_steps=1, callbacks=[seen], limit_val_batches=0).fit(ours, data)
+
+    images = torch.stack([item["images"] for item in data.items[:2]])
+    seed_batch(0, 0, 0)  # k-means draws
+    terms = reference.training_step_terms(images)
+    judged = copy.deepcopy(judge)
+    # the classical procedure: first the generator with the discriminator as it is, then the discriminator alone
+    pixel = (terms.reconstruction - images).abs().mean()
+    adverse = hinge_generator(judged(terms.reconstruction))
+    last = reference.decoder.last_layer
+    ratio = torch.autograd.grad(pixel, last, retain_graph=True)[0].norm()
+    ratio = ratio / (torch.autograd.grad(adverse, last, retain_graph=True)[0].norm() + 1e-4)
+    (pixel + terms.losses["quantizer"] + 0.5 * ratio.detach() * adverse).backward()
+    hinge_discriminator(judge(images), judge(terms.reconstruction.detach())).backward()
+
+    expected = {f"tokenizer.{name}": p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    expected |= {f"discriminator.{name}": p.grad for name, p in judge.named_parameters()}
+    assert seen.found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(seen.found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_each_adversarial_term_reaches_its_own_side():
+    judge, images = discriminator(), torch.rand(2, 3, SIZE, SIZE)
+    before = copied(judge)
+    reconstruction = torch.rand(2, 3, SIZE, SIZE, requires_grad=True)
+    generator_term(judge, reconstruction).backward()
+    assert reconstruction.grad is not None
+    assert all(p.grad is None for p in judge.parameters())
+    assert equal(before, copied(judge))
+    reconstruction.grad = None
+    discriminator_term(judge, images, reconstruction).backward()
+    assert reconstruction.grad is None
+    assert all(p.grad is not None for p in judge.parameters())
+
+
+def test_discriminator_rests_trains_alone_and_then_counts(tmp_path):
+    class States(Callback):
+        def __init__(self):
+            self.judges, self.logged = [], []
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.judges.append(copied(pl_module.discriminator))
+            self.logged.append(set(trainer.callback_metrics))
+
+    settings = AdversarialSettings(weight=1.0, start=2, warmup=1, ramp=2)
+    run, states = module(discriminator=discriminator(), adversarial=settings), States()
+    before = copied(run.discriminator)
+    fitting = trainer(tmp_path, max_steps=5, callbacks=[states], limit_val_batches=0)
+    fitting.fit(run, Noise())
+    assert [equal(before, judge) for judge in states.judges] == [True, True, False, False, False]
+    assert ["train/discriminator" in names for names in states.logged] == [False, False, True, True, True]
+    assert ["train/adversarial" in names for names in states.logged] == [False, False, False, True, True]
+    assert [settings.generator_weight(step) for step in range(6)] == [0, 0, 0, 0.5, 1.0, 1.0]
+    assert fitting.global_step == 5
+
+
+def test_adaptive_weight_is_the_clamped_ratio():
+    last = torch.tensor([1.0, 2.0], requires_grad=True)
+    pixel, adverse = (3 * last).sum(), (0.5 * last).sum()
+    assert adaptive_weight(pixel, adverse, last, (0.0, 100.0)).item() == pytest.approx(6.0, rel=1e-3)
+    assert adaptive_weight(pixel, adverse, last, (0.3, 5.0)).item() == 5.0
+    assert adaptive_weight(adverse, pixel, last, (0.3, 5.0)).item() == pytest.approx(0.3)
+    assert not adaptive_weight(pixel, adverse, last, (0.0, 9.0)).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": -1}, r"start, warmup and ramp must be >= 0 steps, got -1, 500 and 1000"),
+        ({"clamp": (2.0, 1.0)}, r"clamp must be 0 <= low <= high, got \(2.0, 1.0\)"),
+    ],
+)
+def test_adversarial_settings_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdversarialSettings(**options)
+
+
+def test_a_nan_batch_leaves_codebooks_weights_and_moments_alone(tmp_path):
+    class States(Callback):
+        def __init__(self):
+            self.states = []
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            moments = trainer.optimizers[0].state_dict()["state"]
+            flat = {f"{index}.{key}": value.clone() for index, row in moments.items() for key, value in row.items()}
+            self.states.append(copied(pl_module) | flat)
+
+    states = States()
+    settings = AdversarialSettings(warmup=0, ramp=0)
+    run = module(discriminator=discriminator(), adversarial=settings)
+    trainer(tmp_path, max_steps=4, callbacks=[states], limit_val_batches=0).fit(run, Noise(bad=2))
+    assert equal(states.states[1], states.states[2])
+    codebook = next(name for name in states.states[0] if name.endswith("_codebook.embed"))
+    assert not torch.equal(states.states[2][codebook], states.states[3][codebook])
+    assert run.guard.skipped == 1
+
+
+class Interrupt(Callback):
+    """Ctrl-C in the first half of an accumulated step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3 and batch_idx % 2 == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def resumable(folder, *callbacks) -> tuple[TokenizerTraining, Trainer]:
+    average = EMAWeightAveraging(decay=0.8)
+    settings = AdversarialSettings(start=1, warmup=1, ramp=3)
+    run = module(
+        tokenizer=tokenizer(revive_below=2.0), discriminator=discriminator(), adversarial=settings,
+        optimizer=OptimizerSettings(warmup_steps=2),
+    )  # fmt: skip
+    fitting = trainer(
+        folder, max_steps=8, accumulate_grad_batches=2, callbacks=[average, GracefulInterrupt(every=8), *callbacks],
+        enable_checkpointing=True, limit_val_batches=0,
+    )  # fmt: skip
+    return run, fitting
+
+
+def test_a_run_that_is_interrupted_in_mid_epoch_resumes_exactly(tmp_path):
+    def data() -> Noise:
+        return Noise(count=24)  # six steps an epoch
+
+    straight, whole = resumable(tmp_path / "whole")
+    whole.fit(straight, data())
+    first, cut = resumable(tmp_path / "cut", Interrupt())
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        cut.fit(first, data())
+    assert cut.interrupted
+    assert cut.global_step == 4
+    assert signal.getsignal(signal.SIGINT) is handler
+    again, rest = resumable(tmp_path / "cut")
+    torch.manual_seed(99)
+    rest.fit(again, data(), ckpt_path=tmp_path / "cut" / "last.ckpt")
+    expected = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)
+    found = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)
+    assert found["global_step"] == expected["global_step"] == 8
+    for key in ("state_dict", "current_model_state", "averaging_state"):
+        assert equal(found[key], expected[key]), key
+    assert not equal(expected["state_dict"], expected["current_model_state"])
+    for mine, theirs in zip(_moments(found), _moments(expected), strict=True):
+        assert torch.equal(mine, theirs)
+    assert found["lr_schedulers"] == expected["lr_schedulers"]
+    assert found["loops"] == expected["loops"]
+
+
+def _moments(checkpoint) -> list[Tensor]:
+    rows = checkpoint["optimizer_states"][0]["state"]
+    return [rows[index][key] for index in sorted(rows) for key in sorted(rows[index])]
+
+
+def test_save_to_holds_the_averaged_tokenizer(tmp_path):
+    average = EMAWeightAveraging(decay=0.5)
+    run = module(save_to=str(tmp_path / "saved"))
+    trainer(tmp_path, max_steps=3, callbacks=[average], limit_val_batches=0).fit(run, Noise())
+    saved = VisualTokenizer.from_pretrained(tmp_path / "saved")
+    inner = average._average_model.module.tokenizer
+    assert equal(copied(saved), copied(inner))
+
+
+def test_validation_measures_psnr_l1_and_usage(tmp_path):
+    run, data = module(), Noise()
+    run.tokenizer.eval()
+    images = torch.stack([item["images"] for item in data.items[:2]])
+    difference = (run.tokenizer.decode(run.tokenizer.encode(images)) - images).detach()
+    expected = [10 * torch.log10(4 / image.square().mean()) for image in difference]
+    metrics = trainer(tmp_path).validate(run, data, verbose=False)[0]
+    assert metrics["val/psnr"] == pytest.approx(float(sum(expected) / 2), rel=1e-5)
+    assert metrics["val/l1"] == pytest.approx(float(difference.abs().mean()), rel=1e-5)
+    assert metrics["val/usage/pixel"] == len(run.tokenizer.encode(images).ids.unique()) / 16
+
+
+def test_weights_scale_the_terms_of_the_family(tmp_path):
+    losses = []
+    for weight in (1.0, 3.0):
+        run = module(weights={"quantizer": weight})
+        fitting = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+        fitting.fit(run, Noise())
+        losses.append(float(fitting.callback_metrics["train/quantizer"]))
+    assert losses[1] == pytest.approx(3 * losses[0])
+
+
+def test_weights_of_unknown_terms_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"terms of VQTokenizer, which are quantizer, got quantiser"):
+        trainer(tmp_path, max_steps=1).fit(module(weights={"quantiser": 1.0}), Noise())
+
+
+def test_a_teacher_needs_a_family_that_learns_from_it(tmp_path):
+    teacher = VisionTower(image_size=SIZE, patch_size=8, width=8, layers=1, heads=1)
+    run = module(teacher=teacher)
+    assert not any(name.startswith("_teacher") for name in run.state_dict())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    with pytest.raises(ValueError, match=r"VQTokenizer learns nothing from a teacher; leave the teacher out"):
+        trainer(tmp_path, max_steps=1).fit(run, Noise())
+
+
+def test_a_discriminator_needs_a_pixel_decoder():
+    class Blind(VisualTokenizer):
+        def __init__(self):
+            super().__init__()
+
+    with pytest.raises(ValueError, match=r"needs a tokenizer with a pixel decoder, got Blind"):
+        module(tokenizer=Blind(), discriminator=discriminator())

@@ -1,0 +1,88 @@
+"""``last.ckpt``: written while training runs and when it is interrupted, from which the run resumes exactly."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from ..data.files import atomic_file
+
+
+class GracefulInterrupt(Checkpoint):
+    """Keeps ``last.ckpt`` up to date, and on the first Ctrl-C saves it before the run ends.
+
+    The step under way is finished, including all batches whose gradients it accumulates; a second Ctrl-C ends the run
+    at once. Lightning runs checkpoint callbacks last, so averaged weights are up to date when they are saved. The file
+    is replaced as a whole: where the disk is full the old one stays.
+
+    Args:
+        every: optimizer steps between saves.
+        path: of the checkpoint; by default ``last.ckpt`` in the trainer's ``default_root_dir``.
+
+    Raises:
+        ValueError: ``every`` below 1.
+    """
+
+    def __init__(self, every: int = 500, path: str | None = None) -> None:
+        if every < 1:
+            raise ValueError(f"every must be >= 1 step, got {every}; 500 is usual")
+        self.every, self.path = every, path
+        self.interrupted = False  #: whether Ctrl-C has been pressed
+        self._previous: Any = None
+        self._saved_step = -1
+
+    def checkpoint_path(self, trainer: Trainer) -> Path:
+        """Where the checkpoint is written."""
+        return Path(trainer.default_root_dir) / "last.ckpt" if self.path is None else Path(self.path)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over Ctrl-C, which only the main thread can, after Lightning has noted what to put back."""
+        self.interrupted = False
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is due, and end the run where it was asked to end."""
+        if trainer.fit_loop._should_accumulate():
+            return
+        stop = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+        step = trainer.global_step
+        due = stop or trainer.should_stop or step % self.every == 0 or step == trainer.estimated_stepping_batches
+        if due and step != self._saved_step:
+            self._save(trainer)
+            self._saved_step = step
+        if stop:
+            raise KeyboardInterrupt
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give Ctrl-C back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give Ctrl-C back."""
+        self._restore()
+
+    def _save(self, trainer: Trainer) -> None:
+        target = self.checkpoint_path(trainer)
+        if not trainer.is_global_zero:  # takes part in gathering, writes nothing
+            trainer.save_checkpoint(target)
+            return
+        with atomic_file(target) as partial:
+            trainer.save_checkpoint(partial)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _restore(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None

@@ -1,0 +1,170 @@
+"""Training of the shared language model: text to image and image to text in every batch, from stored codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data.tokens import TokenStore
+from ..generation.pipeline import TextToImagePipeline
+from ..generation.sampler import write_text
+from ..lm.layout import Batch, Example
+from ..lm.model import SharedLM
+from ..lm.vocabulary import Vocabulary
+from ..tokenizers.base import VisualTokenizer
+from .base import TrainingModule
+from .guard import GUARD, GuardSettings
+from .optimizer import OPTIMIZER, OptimizerSettings
+from .resume import ResumableData
+
+Item = dict[str, Any]
+
+
+class TokenData(ResumableData):
+    """Stored codes with their captions and questions.
+
+    Args:
+        train: folder of the token store to train on.
+        validation: folder of another one to validate on.
+        batch_size: images per process; each gives two sequences, one per direction.
+        workers: processes that read.
+        seed: of the order, >= 0.
+
+    Raises:
+        FileNotFoundError: a folder is no token store.
+    """
+
+    def __init__(
+        self, train: str, validation: str | None = None, batch_size: int = 32, workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__(batch_size, workers, seed)
+        self.train = TokenStore.open(train)
+        self.validation = None if validation is None else TokenStore.open(validation)
+
+    def train_set(self) -> Dataset[Item]:
+        """The store to train on."""
+        return self.train
+
+    def validation_set(self) -> Dataset[Item] | None:
+        """The store to validate on, or None."""
+        return self.validation
+
+    @staticmethod
+    def collate(items: list[Item]) -> list[Item]:
+        """A batch stays a list of images: sequences are built where the vocabulary is."""
+        return items
+
+
+class LanguageModelTraining(TrainingModule):
+    """One run that learns to write pictures and to read them.
+
+    Each image of a batch gives one sequence ``caption -> codes`` and one ``codes -> caption, answers``. With
+    probability ``caption_dropout`` the codes of the second are learned too: pictures without a caption, which
+    classifier-free guidance needs (https://arxiv.org/abs/2207.12598).
+
+    Args:
+        tokenizer: folder of the tokenizer that made the codes.
+        vocabulary: text ids; blocks for the codebooks are added here.
+        backbone: fields of a ``transformers`` configuration, ``model_type`` among them.
+        weights: of the losses ``text`` and every codebook; 1 where absent.
+        caption_dropout: share of images learned without a caption, in [0, 1].
+        questions: most questions asked about an image in one sequence.
+        optimizer: learning rate, schedule, decay and clipping.
+        guard: patience with steps that are not finite.
+        seed: of all that training draws, except the order of the data.
+        save_to: folder that receives tokenizer and model together when training ends.
+
+    Raises:
+        ValueError: weights for unknown losses, a dropout outside [0, 1], or stored codes of another tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        vocabulary: Vocabulary,
+        backbone: dict[str, Any],
+        weights: dict[str, float] | None = None,
+        caption_dropout: float = 0.1,
+        questions: int = 6,
+        optimizer: OptimizerSettings = OPTIMIZER,
+        guard: GuardSettings = GUARD,
+        seed: int = 0,
+        save_to: str | None = None,
+    ) -> None:
+        super().__init__(optimizer, guard, seed)
+        if not 0 <= caption_dropout <= 1:
+            raise ValueError(f"caption_dropout must lie in [0, 1], got {caption_dropout}")
+        torch.manual_seed(seed)
+        self._tokenizer = [VisualTokenizer.from_pretrained(tokenizer)]  # in a list: not part of the checkpoint
+        spec = self._tokenizer[0].spec
+        self.model = SharedLM.build(backbone, vocabulary, spec, self._tokenizer[0].fingerprint())
+        self.weights = _checked(weights or {}, ["text", *(book.name for book in spec.codebooks)])
+        self.caption_dropout, self.questions, self.save_to = caption_dropout, questions, save_to
+
+    def on_fit_start(self) -> None:
+        """Check that the stored codes are those of the tokenizer."""
+        super().on_fit_start()
+        data = getattr(self.trainer, "datamodule", None)
+        expected = self.model.config.tokenizer_fingerprint
+        if isinstance(data, TokenData) and data.train.fingerprint != expected:
+            raise ValueError(
+                f"the token store was made by tokenizer {data.train.fingerprint}, the language model is for "
+                f"{expected}; encode the images again with this tokenizer"
+            )
+
+    def training_loss(self, batch: list[Item]) -> Tensor:
+        """Sum of the weighted block losses over both directions."""
+        dropped = torch.rand(len(batch)) < self.caption_dropout
+        examples = [self._write(item) for item in batch if item["caption"] is not None]
+        examples += [self._read(item, bool(drop)) for item, drop in zip(batch, dropped, strict=True)]
+        result = self.model(self._collate(examples), self.weights)
+        for name, block in result.blocks.items():
+            self.log(f"train/{name}", block.mean.detach())
+        return result.loss
+
+    def validation_step(self, batch: list[Item], batch_idx: int) -> None:
+        """Block losses, and the share of questions answered word for word."""
+        examples = [self._write(item) for item in batch if item["caption"] is not None]
+        examples += [self._read(item, False, draw=False) for item in batch]
+        result = self.model(self._collate(examples), self.weights)
+        self.log_dict({f"val/{n}": b.mean for n, b in result.blocks.items()}, batch_size=len(batch))
+        asked = [(item["ids"], question, answer) for item in batch for question, answer in item["questions"]]
+        if asked:
+            right = self._answers(asked)
+            self.log("val/answers", right.float().mean(), batch_size=len(asked), prog_bar=True)
+
+    def on_fit_end(self) -> None:
+        """Write tokenizer and model to ``save_to``, once."""
+        if self.save_to is not None and self.trainer.is_global_zero:
+            TextToImagePipeline(self._tokenizer[0], self.model).save_pretrained(Path(self.save_to))
+
+    def _write(self, item: Item) -> Example:
+        return self.model.layout.text_to_image(item["caption"], item["ids"])
+
+    def _read(self, item: Item, learn_codes: bool, draw: bool = True) -> Example:
+        asked: Sequence[tuple[str, str]] = item["questions"]
+        chosen = torch.randperm(len(asked))[: self.questions].tolist() if draw else range(len(asked))
+        return self.model.layout.image_to_text(
+            item["ids"], item["caption"], [asked[index] for index in chosen], learn_codes
+        )
+
+    def _answers(self, asked: list[tuple[Tensor, str, str]]) -> Tensor:
+        layout = self.model.layout
+        prompts = [torch.cat([layout.image(ids), layout.question(question)]) for ids, question, _ in asked]
+        given = write_text(self.model, prompts, limit=8)
+        return torch.tensor([a == answer for a, (_, _, answer) in zip(given, asked, strict=True)])
+
+    def _collate(self, examples: list[Example]) -> Batch:
+        return self.model.layout.collate(examples).to(self.device)
+
+
+def _checked(weights: Mapping[str, float], known: list[str]) -> dict[str, float]:
+    unknown = sorted(set(weights) - set(known))
+    if unknown:
+        raise ValueError(f"weights name the losses {', '.join(known)}, got {', '.join(unknown)}")
+    return dict(weights)
