@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
+from jsonargparse import ArgumentError
+from jsonargparse._util import import_object
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 _ROOTS = {"model": LightningModule, "data": LightningDataModule, "trainer": Trainer}
-_KEY = re.compile(r'Parser key "([^"]+)":')
-_CLASS = re.compile(r"Expected a dot import path string: (\S+)|Import path (\S+) does not correspond|No module named '([^']+)'")
-_OPTION = re.compile(r"Option '([^']+)' is not accepted|(?:Group|Subcommand) '([^']+)' does not accept option '([^']+)'")
-_FLAG = re.compile(r"[Uu]nrecognized arguments: --(\S+)")
+_STEP = re.compile(r"Parser key \"([^\"]+)\":|Problem with given class_path '([^']+)':")
+_CLASS = re.compile(r"Expected a dot import path string: (\S+)|Import path (\S+) does not correspond")
+_OPTION = re.compile(r"Option '([^']+)' is not accepted|(Group|Subcommand) '([^']+)' does not accept option '([^']+)'")
+_FLAG = re.compile(r"[Uu]nrecognized arguments: --([^\s=]+)")
 
 
-def explain(message: str) -> str:
-    """One sentence for an error of jsonargparse.
+def is_parser_error(error: Exception) -> bool:
+    """Whether jsonargparse wrote the message, while parsing or while building what was parsed."""
+    return isinstance(error, ArgumentError) or "Does not validate against any of the Union" in str(error)
 
-    Args:
-        message: what its parser reports.
-    """
-    flat = " ".join(message.split())
+
+def explain(error: Exception) -> str:
+    """One sentence for an error of jsonargparse: where it is, what came, and which known name is nearest."""
+    flat = " ".join(str(error).split())
     if found := _FLAG.search(flat):
-        path = found[1].partition("=")[0].split(".")
-        return _option(path[:-1], path[-1], {})
+        *path, name = found[1].split(".")
+        return _option(path, _owner(path), name)
     if found := _CLASS.search(flat):
-        name = next(group for group in found.groups() if group)
-        return _class(_path(flat, found), name, _given(flat))
+        path, expected = _walk(flat[: found.start()])
+        return _class(path, expected, found[1] or found[2])
     if found := _OPTION.search(flat):
-        path = _path(flat, found)
-        inner = [] if found[2] in (None, "fit", "validate", "test", "predict") else [found[2]]
-        *inside, name = (found[1] or found[3]).split(".")
-        return _option([*path, *inner, *inside], name, _given(flat))
+        path, owner = _walk(flat[: found.start()])
+        *inner, name = (found[1] or found[4]).split(".")
+        inner = [found[3], *inner] if found[2] == "Group" else inner
+        return _option([*path, *inner], _owner(inner, owner), name)
     return _reason(flat)
 
 
@@ -44,17 +46,16 @@ def subclasses(base: type[Any]) -> list[type[Any]]:
     return [found for child in base.__subclasses__() for found in (child, *subclasses(child))]
 
 
-def _class(path: list[str], name: str, given: Any) -> str:
-    expected, _ = _walk(path, given)
-    known = sorted({cls.__name__ for cls in subclasses(expected or object) if not cls.__name__.startswith("_")})
-    place, kind = ".".join(path) or "configuration", expected.__name__ if expected else "class"
-    return f"{place} names the unknown class {name!r} where a {kind} is expected; {_near(name.rpartition('.')[2], known)}"
+def _class(path: list[str], expected: type[Any] | None, name: str) -> str:
+    classes = [] if expected is None else subclasses(expected) or [expected]
+    known = sorted(
+        {cls.__name__ for cls in classes if not cls.__name__.startswith("_") and not inspect.isabstract(cls)}
+    )
+    kind = "a class" if expected is None else f"a class of kind {expected.__name__}"
+    return f"{'.'.join(path)} needs {kind}, got the unknown name {name!r}; {_near(name.rpartition('.')[2], known)}"
 
 
-def _option(path: list[str], name: str, given: Any) -> str:
-    path = [key for key in path if key != "init_args"]
-    owner, value = _walk(path, given)
-    owner = _named_class(value, owner) or owner
+def _option(path: list[str], owner: type[Any] | None, name: str) -> str:
     known = [] if owner is None else [key for key in inspect.signature(owner).parameters if key != "self"]
     place = ".".join(path) or "the command"
     kind = f" ({owner.__name__})" if owner else ""
@@ -62,55 +63,47 @@ def _option(path: list[str], name: str, given: Any) -> str:
 
 
 def _near(name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, 3, 0.6) or get_close_matches(name.lower(), known, 3, 0.4)
+    near = get_close_matches(name, known, 3, 0.6) or get_close_matches(name, known, 3, 0.4)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known are {', '.join(known)}" if known else "see --help"
 
 
-def _walk(path: list[str], given: Any) -> tuple[type[Any] | None, Any]:
-    """The class that ``path`` expects, and the value given there."""
-    if not path or path[0] not in _ROOTS:
-        return None, None
-    expected: type[Any] | None = _ROOTS[path[0]]
-    for key in path[1:]:
-        owner = _named_class(given, expected) or expected
-        hint = get_type_hints(owner.__init__).get(key) if owner else None
-        expected = next(iter(_classes(hint)), None)
-        arguments = given.get("init_args", given) if isinstance(given, Mapping) else {}
-        given = arguments.get(key) if isinstance(arguments, Mapping) else None
-    return expected, given
+def _walk(flat: str) -> tuple[list[str], type[Any] | None]:
+    """The path to an error, and the class expected or given there."""
+    path = list[str]()
+    current: Any = None
+    for key, class_path in _STEP.findall(flat):
+        if class_path:
+            current = import_object(class_path)
+        else:
+            path += key.split(".")
+            current = _owner(key.split("."), current)
+    return path, current
 
 
-def _named_class(value: Any, base: type[Any] | None) -> type[Any] | None:
-    name = value.get("class_path") if isinstance(value, Mapping) else None
-    if base is None or not isinstance(name, str):
-        return None
-    return next((cls for cls in subclasses(base) if cls.__name__ == name.rpartition(".")[2]), None)
+def _owner(path: list[str], current: type[Any] | None = None) -> type[Any] | None:
+    """The class expected at a path below ``current``, or below the command."""
+    for key in path:
+        if key != "init_args":
+            current = _ROOTS.get(key) if current is None else _hinted(current, key)
+    return current
 
 
-def _classes(hint: Any) -> Iterable[type[Any]]:
+def _hinted(owner: type[Any], key: str) -> type[Any] | None:
+    return next(_classes(get_type_hints(owner.__init__).get(key)), None)
+
+
+def _classes(hint: Any) -> Iterator[type[Any]]:
     if isinstance(hint, type) and hint is not type(None) and not get_args(hint):
         yield hint
     for part in get_args(hint):
         yield from _classes(part)
 
 
-def _path(flat: str, found: re.Match[str]) -> list[str]:
-    return [part for key in _KEY.findall(flat[: found.start()]) for part in key.split(".") if part != "init_args"]
-
-
-def _given(flat: str) -> Any:
-    """The value that the outermost error quotes."""
-    try:
-        return ast.literal_eval(flat.rpartition("Given value: ")[2])
-    except (ValueError, SyntaxError):
-        return {}
-
-
 def _reason(flat: str) -> str:
-    keys = _KEY.findall(flat)
-    text = _KEY.sub("", flat.partition("Given value type:")[0]).rpartition("Errors: - ")[2]
+    keys = [key for key, _ in _STEP.findall(flat) if key]
+    text = _STEP.sub("", flat.partition("Given value type:")[0]).rpartition("Errors: - ")[2]
     text = text.partition(" - Expected a <class 'NoneType'>")[0]
     text = " ".join(re.sub(r"<class '([^']+)'>", r"\1", text).split())
     return f"{'.'.join(keys)}: {text}" if keys else text

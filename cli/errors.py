@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from ..data.files import DiskFullError
@@ -24,7 +24,7 @@ class UsageError(ValueError):
 
 
 @contextmanager
-def one_line(debug: bool = False) -> Iterator[None]:
+def one_line(debug: bool = False) -> Generator[None]:
     """Turn errors that a user can mend into one line on standard error and an exit code.
 
     Wrong values and missing files exit with 2, an interruption with 130. Anything else is a defect and keeps its

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,19 @@ from lightning.pytorch.loggers import CSVLogger
 
 from ..training.interrupt import GracefulInterrupt
 from ..training.progress import ProgressLines
-from .diagnose import explain
+from .diagnose import explain, is_parser_error
 from .errors import InterruptedRunError, UsageError
 
 #: Packages whose classes a configuration may name by their short name.
 _VOCABULARY = ("tokenizers", "data", "lm", "training")
 
 #: The trainer's defaults where they differ from Lightning's.
-_DEFAULTS = {"default_root_dir": "runs", "num_sanity_val_steps": 0, "log_every_n_steps": 10}
+_DEFAULTS = {
+    "default_root_dir": "runs",
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+}
 
 
 #: Errors are explained here, not printed by the parser.
@@ -103,13 +109,16 @@ def run_lightning(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("lightning.pytorch", "lightning.fabric", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 beside torch 2.13
     import_vocabulary()
     previous = sys.argv
     sys.argv = previous[:1]  # Lightning warns of arguments given twice
     try:
         SmaltiCLI(arguments)
-    except ArgumentError as error:
-        raise UsageError(explain(str(error))) from error
+    except (ArgumentError, ValueError, TypeError) as error:
+        if not is_parser_error(error):
+            raise
+        raise UsageError(explain(error)) from error
     finally:
         sys.argv = previous
     return 0

@@ -13,6 +13,7 @@ from .errors import UsageError, one_line
 
 #: Sub-commands: the module that runs each, and its line of help.
 COMMANDS = {
+    "run": ("run", "carry out a recipe: every stage from data to report, resumable"),
     "fit": ("fit", "train a tokenizer, a teacher, a language model or a decoder from a configuration"),
     "validate": ("fit", "measure a checkpoint on the validation data of a configuration"),
     "test": ("fit", "measure a checkpoint on the test data of a configuration"),
@@ -50,9 +51,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, 1, 0.5)
-        raise UsageError(
-            f"{name!r} is not a command; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(COMMANDS)}")
-        )
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(COMMANDS)}"
+        raise UsageError(f"{name!r} is not a command; {hint}")
     module_name, summary = COMMANDS[name]
     module = import_module(f".{module_name}", __package__)
     if module_name in _PARSES_ITSELF:

@@ -1,4 +1,4 @@
-"""The world's prompt file: GenEval's schema and tags (arXiv 2310.11513), training and held-out requests side by side."""
+"""The world's prompt file: GenEval's schema and tags (arXiv 2310.11513), training and held-out requests together."""
 
 import hashlib
 import json
@@ -66,7 +66,9 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(_existing(path).read_text(encoding="utf-8").splitlines(), start=1):
         entry = _parsed(line)
         if entry is None:
-            raise ValueError(f"{path}:{number} must be a JSON object with tag, include and prompt, got {line[:60]!r}; fix it")
+            raise ValueError(
+                f"{path}:{number} must be an object with tag, include and prompt, got {line[:60]!r}; fix it"
+            )
         entries.append(entry)
     return entries
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
-from .scene_relations import certain_relations, possible_relations
+from .scene_relations import clear_relation
 from .scene_requests import COUNT_WORDS, plural
 from .scene_world import JITTER, Scene, Thing, World
 
@@ -35,11 +35,11 @@ class Question:
 def questions(scene: Scene, world: World, generator: np.random.Generator) -> list[Question]:
     """At most one question of each kind that the scene supports.
 
-    Existence asks for a shape that is there or not. The adversarial form of it denies with a lookalike of a shape that
-    is there, and binding with the colour of another thing, where exchanging both colours would leave it as it is what is
-    held out. Yes and no are equally likely for each of them, so neither shape nor split gives the answer away. Colour and
-    relation ask about things that are the only ones of their shape. Counts are asked in counting scenes, where
-    answers zero and one are thinned to the frequency of the others.
+    Existence asks for a shape that is there or not. Its adversarial form denies with a lookalike of a shape that is
+    there, and binding with the colour of another thing, where an exchange of both colours would leave it as it is what
+    is held out. Each answers yes and no equally often, so neither shape nor split gives the answer away. Colour and
+    relation ask about things that are the only ones of their shape. Counts are asked in counting scenes, where answers
+    zero and one are thinned to about the frequency of the others.
 
     Args:
         scene: what the picture shows.
@@ -101,11 +101,9 @@ def _color(scene: Scene, world: World, generator: np.random.Generator) -> Questi
 
 def _relation(scene: Scene, world: World, generator: np.random.Generator) -> Question | None:
     """A pair that stands in exactly one relation, however its boxes are misread."""
-    clear: list[tuple[Thing, Thing, str]] = []
-    for subject, target in permutations(_single(scene), 2):
-        certain = certain_relations(subject.box, target.box, JITTER)
-        if len(certain) == 1 and certain == possible_relations(subject.box, target.box, JITTER):
-            clear.append((subject, target, *certain))
+    pairs = permutations(_single(scene), 2)
+    read = [(one, other, clear_relation(one.box, other.box, JITTER)) for one, other in pairs]
+    clear = [(one, other, relation) for one, other, relation in read if relation is not None]
     if not clear:
         return None
     subject, target, relation = _draw(clear, generator)

@@ -33,10 +33,11 @@ def relations(subject: Box, target: Box, margin: float = 0.1) -> frozenset[str]:
     return frozenset(name for name, true in zip(RELATIONS, holds, strict=True) if true)
 
 
-def certain_relations(subject: Box, target: Box, jitter: float) -> frozenset[str]:
-    """The relations that survive when either box is misread by ``jitter`` pixels; see ``relations``."""
+def clear_relation(subject: Box, target: Box, jitter: float) -> str | None:
+    """The relation that is seen, and the only one, even when either box is misread by ``jitter`` pixels; else None."""
     readings = [relations(box, target) for box in _misread(subject, jitter, jitter)]
-    return frozenset.intersection(*readings)
+    certain = frozenset.intersection(*readings)
+    return next(iter(certain)) if len(certain) == 1 and certain == possible_relations(subject, target, jitter) else None
 
 
 def possible_relations(subject: Box, target: Box, jitter: float) -> frozenset[str]:

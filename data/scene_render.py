@@ -28,7 +28,8 @@ def render(scene: Scene, world: World) -> NDArray[np.uint8]:
     """
     canvas = np.full((world.size, world.size, 3), world.background, dtype=np.float32)
     for thing in scene.things:
-        rows, columns, cover = coverage(thing.shape, thing.x, thing.y, thing.radius, world.size, world.thickness)
+        place = (thing.x, thing.y, thing.radius)
+        rows, columns, cover = coverage(thing.shape, *place, size=world.size, thickness=world.thickness)
         color = np.asarray(PALETTE[thing.color], dtype=np.float32)
         canvas[rows, columns] += cover[..., None] * (color - canvas[rows, columns])
     if world.noise:
@@ -36,7 +37,9 @@ def render(scene: Scene, world: World) -> NDArray[np.uint8]:
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
-def coverage(shape: str, x: float, y: float, radius: float, size: int, thickness: float) -> tuple[slice, slice, Floats]:
+def coverage(
+    shape: str, x: float, y: float, radius: float, *, size: int, thickness: float
+) -> tuple[slice, slice, Floats]:
     """How much of each pixel a shape covers.
 
     Args:
@@ -60,8 +63,8 @@ def coverage(shape: str, x: float, y: float, radius: float, size: int, thickness
 def _samples(center: float, radius: float, size: int) -> tuple[slice, Floats]:
     """The pixels a shape may touch along one axis, and the sample points in them in units of the radius."""
     low, high = max(int(center - radius), 0), min(int(center + radius) + 1, size)
-    points = low + (np.arange((high - low) * _GRID, dtype=np.float32) + 0.5) / _GRID
-    return slice(low, high), (points - center) / radius
+    points = low + (np.arange((high - low) * _GRID) + 0.5) / _GRID
+    return slice(low, high), ((points - center) / radius).astype(np.float32)
 
 
 def _shapes(thickness: float) -> dict[str, Callable[[Floats, Floats], Bools]]:
@@ -106,7 +109,7 @@ def _star(u: Floats, v: Floats) -> Bools:
     """A pentagram: inside all five of its lines is the middle, beyond exactly one of them is a tip."""
     x, y = np.sin(_TIPS[1]) * u, (v + 1) / 2 * (1 + np.cos(np.pi / 5)) - 1
     beyond = [np.sin(angle) * x - np.cos(angle) * y > np.cos(_TIPS[1]) for angle in _TIPS]
-    return np.sum(beyond, axis=0, dtype=np.int8) <= 1
+    return np.less_equal(np.sum(beyond, axis=0, dtype=np.int8), 1)
 
 
 def _heart(u: Floats, v: Floats) -> Bools:

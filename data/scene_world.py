@@ -1,5 +1,6 @@
 """What a rendered world is made of: its presets, its things, and the combinations kept out of training."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from types import MappingProxyType
@@ -110,7 +111,10 @@ class World:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """The world that ``to_dict`` described; lists, as JSON has them, become tuples."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**values)
 
     def lookalike(self, shape: str) -> str:
         """The shape most easily taken for ``shape``; the relation is mutual."""
@@ -183,9 +187,8 @@ def held_out_facts(things: tuple[Thing, ...], world: World) -> list[str]:
     """
     facts = [f"{thing.color} {thing.shape}" for thing in things if world.color_held_out(thing.shape, thing.color)]
     shapes = [thing.shape for thing in things]
-    for shape in sorted(set(shapes)):
-        if world.count_held_out(shape, shapes.count(shape)):
-            facts.append(f"{shapes.count(shape)} {shape}")
+    counts = sorted(Counter(shapes).items())
+    facts += [f"{count} {shape}" for shape, count in counts if world.count_held_out(shape, count)]
     for first, second in combinations(things, 2):
         if first.shape != second.shape:
             facts.extend(_held_out_between(first, second, world))

@@ -91,6 +91,7 @@ class Scenes(ImageSource):
         world: Literal["full", "small"] | World = "full",
         split: Split = "train",
         count: int = 10_000,
+        *,
         seed: int = 0,
         size: int | None = None,
         weights: dict[Tag, float] | None = None,
@@ -150,7 +151,9 @@ def _draw_tag(split: Split, weights: Mapping[Tag, float], generator: np.random.G
     unknown = sorted(set(weights) - set(TAGS))
     if unknown:
         raise ValueError(f"weights must be given for {', '.join(TAGS)}, got {unknown[0]!r}; correct the name")
-    tags = [tag for tag in TAGS if weights.get(tag, 0) > 0 and (split != "heldout" or tag != "single_object")]
+    tags: list[Tag] = [
+        tag for tag in TAGS if weights.get(tag, 0) > 0 and (split != "heldout" or tag != "single_object")
+    ]
     if not tags:
         raise ValueError(f"weights must be above 0 for a task of the {split} split, got {dict(weights)}; raise one")
     limits = np.cumsum([weights[tag] for tag in tags])

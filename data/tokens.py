@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -53,7 +54,10 @@ class TokenStore(Dataset[dict[str, Any]]):
         origin: Mapping[str, Any],
     ) -> None:
         if len(ids) != len(records):
-            raise ValueError(f"a token store needs one record per image, got {len(records)} for {len(ids)} images")
+            raise ValueError(
+                f"a token store needs one record per image, got {len(records)} for {len(ids)} images; "
+                "an empty TokenRecord stands for an image without text"
+            )
         self.ids, self.records = ids.to(torch.int32), list(records)
         self.spec, self.fingerprint, self.origin = dict(spec), fingerprint, dict(origin)
 
@@ -85,19 +89,28 @@ class TokenStore(Dataset[dict[str, Any]]):
 
         Raises:
             FileNotFoundError: one of its files is missing.
-            ValueError: files that disagree about the number of images.
+            ValueError: damaged files, or files that disagree about the number of images.
         """
         path = Path(folder)
         missing = [name for name in FILES if not (path / name).is_file()]
         if missing:
-            raise FileNotFoundError(f"a token store was expected in {path}, which lacks {', '.join(missing)}")
-        about = json.loads((path / FILES[2]).read_text())
-        rows = [json.loads(line) for line in (path / FILES[1]).read_text().splitlines()]
-        records = [TokenRecord(row["caption"], tuple((q, a) for q, a in row["questions"])) for row in rows]
-        ids = load_file(path / FILES[0])["ids"]
-        if not len(ids) == len(records) == about["images"]:
+            raise FileNotFoundError(
+                f"a token store was expected in {path}, which lacks {', '.join(missing)}; encode the images first"
+            )
+        try:
+            about = json.loads((path / FILES[2]).read_text())
+            images, rest = about["images"], (about["spec"], about["tokenizer"], about["origin"])
+            records = [_record(json.loads(line)) for line in (path / FILES[1]).read_text().splitlines()]
+            ids = load_file(path / FILES[0])["ids"]
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ValueError(f"{path} is no readable token store ({error}); encode the images again") from error
+        if not len(ids) == len(records) == images:
             raise ValueError(
-                f"the token store in {path} should hold {about['images']} images, got {len(ids)} rows of codes and "
+                f"the token store in {path} should hold {images} images, got {len(ids)} rows of codes and "
                 f"{len(records)} records; encode the images again"
             )
-        return cls(ids, records, about["spec"], about["tokenizer"], about["origin"])
+        return cls(ids, records, *rest)
+
+
+def _record(row: Mapping[str, Any]) -> TokenRecord:
+    return TokenRecord(row["caption"], tuple((question, answer) for question, answer in row["questions"]))

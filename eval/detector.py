@@ -25,9 +25,12 @@ COUNTING_THRESHOLD = 0.80
 _SIDE = 24  # samples along each side of a descriptor
 _MARGIN = 0.14  # of the box; without it a square's descriptor is constant and correlates with nothing
 _CONTRAST = 30.0  # gray levels by which the foreground differs from the background at least
-_NOISY = 4.0  # noise in gray levels from which pictures are median filtered
+_NOISY = 8.0  # noise in gray levels from which pictures are median filtered: it wears thin shapes of few pixels
+_FAINT = 0.25  # covered share of a pixel from which it counts for the box
 _FAR = 90.0  # distance from the nearest palette colour at which none is named
 _LONG = 1.5  # aspect ratio from which a region's confidence is halved: every shape of the world is as wide as high
+_OFFSETS = (0.0, 0.5)  # subpixel places of the templates
+_BLURS = (0.0, 0.5, 1.0, 2.0)  # in pixels
 _LARGEST = 32  # regions looked at, largest first
 
 
@@ -68,7 +71,7 @@ class SceneDetector:
         """
         expected = (self.world.size, self.world.size, 3)
         if image.shape != expected or image.dtype != np.uint8:
-            raise ValueError(f"image must be uint8 {expected}, got {image.dtype} {image.shape}; convert it to the world's size")
+            raise ValueError(f"image must be uint8 {expected}, got {image.dtype} {image.shape}; convert it first")
         pixels, background, noise = _cleaned(image.astype(np.float32))
         offset = pixels - background
         distance = np.sqrt(np.einsum("hwc,hwc->hw", offset, offset))
@@ -84,12 +87,13 @@ class SceneDetector:
         """Colour and shape of one region."""
         inside = offset[region.rows, region.columns][region.pixels]
         color = _typical(inside, distance[region.rows, region.columns][region.pixels])
-        cover = _masked(offset[region.rows, region.columns] @ (color / float(color @ color)), region.pixels)
+        share = offset[region.rows, region.columns] @ (color / float(color @ color))
+        rows, columns, cover = _trimmed(np.where(region.pixels, share, 0))
         shape, score = self._match(_descriptor(cover))
-        height, width = region.pixels.shape
-        if max(height, width) > _LONG * min(height, width):
+        if max(cover.shape) > _LONG * min(cover.shape):
             score /= 2
-        box = (region.columns.start, region.rows.start, region.columns.stop, region.rows.stop)
+        left, top = region.columns.start + columns.start, region.rows.start + rows.start
+        box = (float(left), float(top), float(left + cover.shape[1]), float(top + cover.shape[0]))
         return shape, Detection(box, score, self._color(background + color))
 
     def _match(self, descriptor: Floats) -> tuple[str, float]:
@@ -121,13 +125,13 @@ def regions(mask: Bools, least_area: float, most: int) -> list[Region]:
     labels = np.zeros(mask.shape, dtype=np.int64)
     labels[mask] = np.repeat(members + 1, stops - starts)
     order = [int(name) for name in np.argsort(-areas, kind="stable")[:most] if areas[name] >= least_area]
-    return [_region(name, labels, members == name, rows, starts, stops) for name in order]
-
-
-def _region(name: int, labels: Ints, own: Bools, rows: Ints, starts: Ints, stops: Ints) -> Region:
-    height = slice(int(rows[own][0]), int(rows[own][-1]) + 1)
-    width = slice(int(starts[own].min()), int(stops[own].max()))
-    return Region(height, width, labels[height, width] == name + 1)
+    found: list[Region] = []
+    for name in order:
+        own = members == name
+        height = slice(int(rows[own][0]), int(rows[own][-1]) + 1)
+        width = slice(int(starts[own].min()), int(stops[own].max()))
+        found.append(Region(height, width, labels[height, width] == name + 1))
+    return found
 
 
 def _runs(mask: Bools) -> tuple[Ints, Ints, Ints]:
@@ -186,9 +190,15 @@ def _typical(values: Floats, distance: Floats) -> Floats:
     return np.median(values[np.argpartition(-distance, count - 1)[:count]], axis=0)
 
 
-def _masked(cover: Floats, pixels: Bools) -> Floats:
-    """Covered share of each pixel in [0, 1], 0 outside the region: a neighbour may reach into its window."""
-    return np.where(pixels, np.clip(cover, 0, 1), 0).astype(np.float32)
+def _trimmed(share: Floats) -> tuple[slice, slice, Floats]:
+    """Covered shares clipped to [0, 1], without outer rows and columns that are hardly covered.
+
+    How faint an edge still belongs to a region depends on its contrast; the trimmed window does not.
+    """
+    cover = np.clip(share, 0, 1).astype(np.float32)
+    rows, columns = (np.flatnonzero(cover.max(axis) >= _FAINT) for axis in (1, 0))
+    window = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    return *window, cover[window]
 
 
 def _descriptor(cover: Floats) -> Floats:
@@ -215,18 +225,16 @@ def _bank(world: World) -> tuple[list[str], Floats]:
 
 def _templates(shape: str, world: World) -> Iterator[Floats]:
     sizes = np.linspace(world.radius[0], world.radius[1], 4) * world.size
-    for radius, offset, blur in product(sizes, (0.0, 0.5), (0.0, 0.5, 1.0, 2.0)):
+    for radius, offset, blur in product(sizes, _OFFSETS, _BLURS):
         reach = int(radius + 3 * blur) + 3
         rows, columns, cover = coverage(
-            shape, reach + offset, reach + offset, float(radius), 2 * reach + 1, world.thickness
+            shape, reach + offset, reach + offset, float(radius), size=2 * reach + 1, thickness=world.thickness
         )
         canvas = np.zeros((2 * reach + 1, 2 * reach + 1), dtype=np.float32)
         canvas[rows, columns] = cover
         canvas = _blurred(canvas, blur)
-        (region,) = regions(canvas > _CONTRAST / 128, 1, 1)
-        window = canvas[region.rows, region.columns]
-        peak = _typical(window[region.pixels][:, None], window[region.pixels])
-        yield _descriptor(_masked(window / peak, region.pixels))
+        peak = _typical(canvas[canvas > _FAINT][:, None], canvas[canvas > _FAINT])
+        yield _descriptor(_trimmed(canvas / peak)[2])
 
 
 def _blurred(canvas: Floats, sigma: float) -> Floats:

@@ -139,7 +139,7 @@ def write_result(path: str | Path, scores: Scores, protocol: Protocol, model: Ma
         model: what was measured (names, weights' hashes); not part of the protocol.
 
     Raises:
-        ValueError: if a score is NaN or infinite; the message names it.
+        ValueError: if a score is NaN or infinite, or named ``model`` or ``protocol``; the message names it.
         TypeError: if a score is not a number.
     """
     for name, value in _flat(scores).items():
@@ -147,7 +147,10 @@ def write_result(path: str | Path, scores: Scores, protocol: Protocol, model: Ma
             raise TypeError(f"score {name} must be a number, got {type(value).__name__}; convert it with float()")
         if not math.isfinite(value):
             raise ValueError(f"score {name} must be finite, got {value}; find out why before writing it down")
-    record = {"scores": scores, "model": dict(model or {}), "protocol": protocol.to_dict()}
+    taken = sorted({"model", "protocol"} & set(scores))
+    if taken:
+        raise ValueError(f"a result keeps {taken[0]!r} for itself, got a score of that name; rename the score")
+    record = {**scores, "model": dict(model or {}), "protocol": protocol.to_dict()}
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -167,10 +170,10 @@ def read_result(path: str | Path) -> Result:
     except ValueError as error:
         raise ValueError(f"expected JSON in {path}, got text that does not parse; evaluate again") from error
     content = cast("dict[str, Any]", record) if isinstance(record, dict) else {}
-    scores, protocol = content.get("scores"), content.get("protocol")
-    if not isinstance(scores, dict) or not isinstance(protocol, dict):
+    protocol, model = content.pop("protocol", None), content.pop("model", {})
+    if not isinstance(protocol, dict) or not content:
         raise ValueError(f"expected scores and a protocol in {path}, got something else; evaluate again")
-    return Result(scores, Protocol.from_dict(protocol), content.get("model", {}))
+    return Result(content, Protocol.from_dict(protocol), model)
 
 
 def file_hash(path: str | Path) -> str:

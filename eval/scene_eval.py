@@ -126,7 +126,7 @@ def references(world: World, prompts: Sequence[Prompt], per_prompt: int = 4, see
     }
 
 
-def chance(images: Images, prompts: Sequence[Prompt], world: World, *, rounds: int = 4, seed: int = 0) -> SceneScores:
+def chance(images: Images, prompts: Sequence[Prompt], world: World, *, rounds: int = 16, seed: int = 0) -> SceneScores:
     """Score images under prompts they were not made for.
 
     Args:
@@ -240,18 +240,14 @@ def _summary(entries: Sequence[Prompt], correct: Sequence[bool]) -> Summary:
     return aggregate(entries, [Verdict(value, "") for value in correct])
 
 
-def _overall_where(
-    wanted: Sequence[bool], entries: Sequence[Prompt], verdicts: Sequence[SceneVerdict]
-) -> float | None:
+def _overall_where(wanted: Sequence[bool], entries: Sequence[Prompt], verdicts: Sequence[SceneVerdict]) -> float | None:
     chosen = [i for i, take in enumerate(wanted) if take]
     if not chosen:
         return None
     return _summary([entries[i] for i in chosen], [verdicts[i].correct for i in chosen]).overall
 
 
-def _interval(
-    prompts: Sequence[Prompt], correct: Sequence[bool], resamples: int, seed: int
-) -> tuple[float, float]:
+def _interval(prompts: Sequence[Prompt], correct: Sequence[bool], resamples: int, seed: int) -> tuple[float, float]:
     """Percentiles 2.5 and 97.5 of the overall score over resampled prompts."""
     shares = np.asarray(correct, dtype=np.float64).reshape(len(prompts), -1).mean(1)
     tags = np.asarray([prompt["tag"] for prompt in prompts])
@@ -266,7 +262,9 @@ def _interval(
 
 def _per_prompt(images: int, prompts: int) -> int:
     if not prompts or not images or images % prompts:
-        raise ValueError(f"expected the same number of images for each prompt, got {images} for {prompts}; make them all")
+        raise ValueError(
+            f"expected the same number of images for each prompt, got {images} for {prompts}; add the rest"
+        )
     return images // prompts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,12 +76,15 @@ class TextToImagePipeline(DiffusionPipeline):
     ) -> Tensor:
         """As calling the pipeline, but pixels ``[B, 3, H, W]`` in [-1, 1]."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("at least one prompt is needed, got none; pass a sentence or a list of them")
         generators = _generators(generator, len(prompts))
         for text in prompts:
             self.lm.vocabulary.encode(text)
         self.set_progress_bar_config(disable=not progress, leave=False)
         images: list[Tensor] = []
-        with self.progress_bar(total=len(prompts)) as bar:
+        bar: Any = self.progress_bar(total=len(prompts))  # pyright: ignore[reportCallIssue]: typed as a decorator
+        with bar:
             for start in range(0, len(prompts), batch_size):
                 part = slice(start, start + batch_size)
                 codes = sample_codes(self.lm, prompts[part], generators[part], sampling)
@@ -92,7 +96,7 @@ class TextToImagePipeline(DiffusionPipeline):
     def caption(self, images: Tensor, limit: int = 32) -> list[str]:
         """Captions of ``[B, 3, H, W]`` images in [-1, 1], greedily."""
         opener = self.lm.layout.caption_opener()
-        return write_text(self.lm, [torch.cat([rows, opener]) for rows in self._read(self.encode(images))], limit)
+        return write_text(self.lm, [torch.cat([rows, opener]) for rows in self._read(self.encode(images).ids)], limit)
 
     @torch.inference_mode()
     def ask(self, images: Tensor, questions: Sequence[str], limit: int = 8) -> list[str]:
@@ -106,31 +110,36 @@ class TextToImagePipeline(DiffusionPipeline):
         Raises:
             ValueError: another number of questions than images, or words the vocabulary lacks.
         """
-        return self.answer(self.encode(images), questions, limit)
+        return self.answer_ids(self.encode(images).ids, questions, limit)
 
     @torch.inference_mode()
-    def answer(self, codes: Codes, questions: Sequence[str], limit: int = 8) -> list[str]:
-        """As :meth:`ask`, about images that are coded already."""
-        if len(codes) != len(questions):
-            raise ValueError(f"one question per image is needed, got {len(questions)} for {len(codes)} images")
+    def answer_ids(self, ids: Tensor, questions: Sequence[str], limit: int = 8) -> list[str]:
+        """As :meth:`ask`, about images that are coded already: ``[B, N, D]`` int64."""
+        if len(ids) != len(questions):
+            raise ValueError(
+                f"one question per image is needed, got {len(questions)} for {len(ids)} images; "
+                "repeat an image for each of its questions"
+            )
         prompts = [self.lm.layout.question(question) for question in questions]
-        pairs = zip(self._read(codes), prompts, strict=True)
+        pairs = zip(self._read(ids), prompts, strict=True)
         return write_text(self.lm, [torch.cat(pair) for pair in pairs], limit)
 
     def encode(self, images: Tensor) -> Codes:
         """Codes of images, on the tokenizer's device and in its precision."""
         return self.tokenizer.encode(images.to(self.tokenizer.device, self.tokenizer.dtype))
 
-    def _read(self, codes: Codes) -> list[Tensor]:
-        return [self.lm.layout.image(ids) for ids in codes.ids.cpu()]
+    def _read(self, ids: Tensor) -> list[Tensor]:
+        return [self.lm.layout.image(row) for row in ids.cpu()]
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write ``model_index.json``, ``tokenizer/`` and ``lm/``, whole or not at all."""
-        with atomic_folder(save_directory) as folder:
-            super().save_pretrained(folder, **kwargs)
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write ``model_index.json``, ``tokenizer/`` and ``lm/``, whole or not at all; the rest is diffusers'."""
+        with atomic_folder(Path(save_directory)) as folder:
+            super().save_pretrained(folder, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: parts of known classes, and no hub
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
         """Load a pipeline folder, strictly.
 
         Raises:
@@ -157,5 +166,7 @@ def _generators(generator: torch.Generator | Sequence[torch.Generator] | int, co
         return seeded(generator, count)
     given = [generator] if isinstance(generator, torch.Generator) else list(generator)
     if len(given) != count:
-        raise ValueError(f"one generator per prompt is needed, got {len(given)} for {count} prompts")
+        raise ValueError(
+            f"one generator per prompt is needed, got {len(given)} for {count} prompts; pass a seed to start all alike"
+        )
     return given

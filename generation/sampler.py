@@ -41,7 +41,7 @@ class Sampling:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 "sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
-                f"got {self.temperature}, {self.top_k}, {self.top_p}"
+                f"got {self.temperature}, {self.top_k}, {self.top_p}; 1, 0 and 1 leave the distribution as it is"
             )
 
 
@@ -106,6 +106,7 @@ def sample_codes(
     captions: Sequence[str],
     generators: Sequence[torch.Generator],
     sampling: Sampling | None = None,
+    *,
     order: Order | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Codes:
@@ -124,7 +125,10 @@ def sample_codes(
     """
     sampling, order = sampling or Sampling(), order or Raster()
     if len(generators) != len(captions) or not captions:
-        raise ValueError(f"one generator per caption is needed, got {len(generators)} for {len(captions)} captions")
+        raise ValueError(
+            f"one generator per caption is needed and at least one caption, got {len(generators)} generators for "
+            f"{len(captions)} captions; make one generator for each"
+        )
     spec, layout = model.spec, model.layout
     slots = _slots(order, spec.layout, spec.depth)
     uniforms = torch.stack([torch.rand(len(slots), generator=g, dtype=torch.float64) for g in generators])

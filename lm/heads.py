@@ -35,7 +35,7 @@ class FlatHead:
 
     def __init__(self, vocabulary: Vocabulary, spec: CodeSpec) -> None:
         self.spec = spec
-        self.text = range(0, vocabulary.text_size + len(SPECIALS))
+        self.text = range(vocabulary.text_size + len(SPECIALS))
         self.blocks = {book.name: vocabulary.block(book.name) for book in spec.codebooks}
         self.columns = [book.name for book in spec.columns]
 

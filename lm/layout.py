@@ -58,10 +58,12 @@ class SequenceLayout:
     def __init__(self, vocabulary: Vocabulary, spec: CodeSpec) -> None:
         if vocabulary.codebooks != spec.codebooks:
             raise ValueError(
-                f"the vocabulary must have the blocks {spec.codebooks} of the tokenizer, got {vocabulary.codebooks}"
+                f"the vocabulary must have the blocks {spec.codebooks} of the tokenizer, got {vocabulary.codebooks}; "
+                "make them with vocabulary.with_codebooks"
             )
         self.vocabulary, self.spec = vocabulary, spec
-        self.offsets = [vocabulary.block(book.name).start for book in spec.columns]
+        self.offsets = torch.tensor([vocabulary.block(book.name).start for book in spec.columns])
+        self.sizes = torch.tensor([book.size for book in spec.columns])
 
     def text_to_image(self, caption: str | None, ids: Tensor) -> Example:
         """Learn the codes ``[N, D]`` given a caption; ``None`` drops it, for classifier-free guidance."""
@@ -107,11 +109,19 @@ class SequenceLayout:
         """Codes ``[N, D]`` unrolled to ``[N * D, 2]`` rows.
 
         Raises:
-            ValueError: another number of positions or columns than the spec's.
+            ValueError: another number of positions or columns than the spec's, or an id outside its codebook.
         """
         if ids.shape != (self.spec.positions, self.spec.depth):
-            raise ValueError(f"codes must be [{self.spec.positions}, {self.spec.depth}], got {list(ids.shape)}")
-        return torch.stack([(ids + torch.tensor(self.offsets)).flatten(), torch.arange(ids.numel())], dim=1)
+            raise ValueError(
+                f"codes must be [{self.spec.positions}, {self.spec.depth}] (N, D), got {list(ids.shape)}; "
+                "encode the images with the tokenizer of this model"
+            )
+        if bool(((ids < 0) | (ids >= self.sizes)).any()):
+            raise ValueError(
+                f"codes must lie in [0, K) with K = {self.sizes.tolist()} by column, got {int(ids.min())}.."
+                f"{int(ids.max())}; encode the images with the tokenizer of this model"
+            )
+        return torch.stack([(ids + self.offsets).flatten(), torch.arange(ids.numel())], dim=1)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad examples on the right to one batch."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ..data.files import atomic_folder
@@ -65,7 +68,7 @@ class SharedLM(PreTrainedModel):
         vocabulary: text pieces and code blocks.
 
     Raises:
-        ValueError: a vocabulary that does not fit the configuration.
+        ValueError: a vocabulary that does not fit the configuration, or a backbone of unknown type or with unknown fields.
     """
 
     config_class = SharedLMConfig
@@ -82,8 +85,7 @@ class SharedLM(PreTrainedModel):
             )
         self.layout = SequenceLayout(vocabulary, self.spec)
         self.head = FlatHead(vocabulary, self.spec)
-        fields = {**config.backbone, "vocab_size": vocabulary.size}
-        self.backbone = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+        self.backbone = AutoModelForCausalLM.from_config(_backbone_config(config.backbone, vocabulary))
         self.positions = CodePositions(self.spec, int(self.backbone.config.hidden_size))
         self.post_init()
 
@@ -111,7 +113,11 @@ class SharedLM(PreTrainedModel):
         Args:
             batch: from :meth:`SequenceLayout.collate`.
             weights: of the block losses ``text`` and every codebook; 1 where absent.
+
+        Raises:
+            ValueError: sequences longer than the backbone was built for.
         """
+        self._check_length(batch.tokens.shape[1])
         mask = torch.ones_like(batch.tokens)
         hidden = self.states(batch.tokens, batch.slots, attention_mask=mask, use_cache=False)
         blocks = self.head.losses(hidden, self.output_matrix, batch)
@@ -129,12 +135,15 @@ class SharedLM(PreTrainedModel):
 
         Returns:
             ``[B, len(head.block(slot))]`` float32.
+
+        Raises:
+            ValueError: a sequence longer than the backbone was built for.
         """
+        self._check_length(mask.shape[1])
         length = rows.shape[1]
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
-        hidden = self.states(
-            rows[..., 0], rows[..., 1], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        options = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        hidden = self.states(rows[..., 0], rows[..., 1], **options)
         return self.head.logits(hidden[:, -1], self.output_matrix, self.head.block(slot)).float()
 
     @property
@@ -155,14 +164,16 @@ class SharedLM(PreTrainedModel):
                 f"{found} ({_describe(tokenizer.spec)}); load the tokenizer it was trained with or train it again"
             )
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write weights, configuration and vocabulary to a folder, whole or not at all."""
-        with atomic_folder(save_directory) as folder:
-            super().save_pretrained(folder, **kwargs)
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write weights, configuration and vocabulary to a folder, whole or not at all; the rest is transformers'."""
+        with atomic_folder(Path(save_directory)) as folder:
+            super().save_pretrained(folder, *args, **kwargs)
             self.vocabulary.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: no name, nothing to load
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
         """Load a model from a local folder, strictly.
 
         Raises:
@@ -171,16 +182,41 @@ class SharedLM(PreTrainedModel):
         """
         folder = Path(pretrained_model_name_or_path)
         _check_folder(folder)
-        options = {"vocabulary": Vocabulary.from_pretrained(str(folder)), **kwargs, "output_loading_info": True}
+        options: dict[str, Any] = {**kwargs, "output_loading_info": True}
+        options["vocabulary"] = Vocabulary.from_pretrained(str(folder))
         try:
-            model, report = super().from_pretrained(folder, **options)
-        except (OSError, RuntimeError, KeyError) as error:
+            loaded: Any = super().from_pretrained(folder, **options)
+        except (OSError, RuntimeError, KeyError, SafetensorError) as error:
             reason = str(error).strip().split("\n", 1)[0]
             raise ValueError(f"{folder} does not hold a readable language model ({reason}); save it again") from error
+        model, report = loaded
         differing = {kind: keys for kind, keys in report.items() if keys}
         if differing:
             raise ValueError(f"weights in {folder} must match its configuration key by key, got {differing}")
         return model.eval()
+
+    def _check_length(self, length: int) -> None:
+        limit = int(self.backbone.config.max_position_embeddings)
+        if length > limit:
+            raise ValueError(
+                f"sequences of this model have at most {limit} tokens, got {length}; "
+                "raise max_position_embeddings of the backbone or shorten the text"
+            )
+
+
+def _backbone_config(fields: Mapping[str, Any], vocabulary: Vocabulary) -> PretrainedConfig:
+    kind = str(fields.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        near = ", ".join(get_close_matches(kind, CONFIG_MAPPING, 3)) or "llama, qwen2, gpt2"
+        raise ValueError(f"a backbone needs a model_type that transformers knows, got {kind!r}; near are {near}")
+    family = CONFIG_MAPPING[kind]
+    known = {*family().to_dict(), *family.attribute_map, "rope_theta"}  # transformers takes unknown fields in silence
+    for name in fields:
+        if name not in known:
+            near = ", ".join(get_close_matches(name, known, 3)) or "none"
+            raise ValueError(f"a {kind} backbone must have fields of its configuration, got {name!r}; near are {near}")
+    ids = {f"{name}_token_id": vocabulary.special(f"<{name}>") for name in ("bos", "eos")}
+    return family(**{**fields, **ids, "vocab_size": vocabulary.size})
 
 
 def _check_folder(folder: Path) -> None:
@@ -189,7 +225,9 @@ def _check_folder(folder: Path) -> None:
     if "model.safetensors.index.json" in names:
         missing = [name for name in missing if name != "model.safetensors"]
     if missing:
-        raise FileNotFoundError(f"{folder} should hold a language model but lacks {', '.join(missing)}; train or save it")
+        raise FileNotFoundError(
+            f"{folder} should hold a language model but lacks {', '.join(missing)}; save or train it again"
+        )
 
 
 def _describe(spec: CodeSpec) -> str:

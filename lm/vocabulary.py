@@ -110,7 +110,9 @@ class Vocabulary:
             ValueError: a codebook the vocabulary has no block for.
         """
         if codebook not in self._starts:
-            raise ValueError(f"the vocabulary has blocks for {list(self._starts)}, got {codebook!r}")
+            raise ValueError(
+                f"the vocabulary has blocks for {list(self._starts)}, got {codebook!r}; add it with with_codebooks"
+            )
         size = next(book.size for book in self.codebooks if book.name == codebook)
         return range(self._starts[codebook], self._starts[codebook] + size)
 
@@ -132,18 +134,24 @@ class Vocabulary:
 
         Raises:
             FileNotFoundError: one of its files is missing.
-            ValueError: other special tokens, or another number of text pieces than were saved.
+            ValueError: a damaged file, other special tokens, or another number of text pieces than were saved.
         """
         missing = [name for name in (MODEL_FILE, LAYOUT_FILE) if not (Path(folder) / name).is_file()]
         if missing:
-            raise FileNotFoundError(f"a vocabulary was expected in {folder}, which lacks {', '.join(missing)}")
-        layout = json.loads((Path(folder) / LAYOUT_FILE).read_text())
-        books = [Codebook(*entry) for entry in layout["codebooks"]]
-        found = Vocabulary((Path(folder) / MODEL_FILE).read_bytes(), books)
-        if layout["specials"] != list(SPECIALS) or layout["text"] != found.text_size:
+            raise FileNotFoundError(
+                f"a vocabulary was expected in {folder}, which lacks {', '.join(missing)}; save or train it again"
+            )
+        try:
+            layout = json.loads((Path(folder) / LAYOUT_FILE).read_text())
+            text, specials = layout["text"], layout["specials"]
+            books = [Codebook(*entry) for entry in layout["codebooks"]]
+            found = Vocabulary((Path(folder) / MODEL_FILE).read_bytes(), books)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{folder} does not hold a readable vocabulary ({error}); save it again") from error
+        if specials != list(SPECIALS) or text != found.text_size:
             raise ValueError(
                 f"the vocabulary in {folder} should have {found.text_size} text pieces and specials {list(SPECIALS)}, "
-                f"its file says {layout['text']} and {layout['specials']}; train it again"
+                f"its file says {text} and {specials}; train it again"
             )
         return found
 
@@ -151,4 +159,6 @@ class Vocabulary:
         words = [word for word in text.split() if self._pieces.unk_id() in self._pieces.encode(word)]
         known = [self._pieces.id_to_piece(i).lstrip("\u2581") for i in range(self.text_size)]
         hints = [f"{word!r} (near: {', '.join(get_close_matches(word, known, 3, 0.5)) or 'nothing'})" for word in words]
-        return f"every word must be in the vocabulary of {self.text_size} pieces, got {', '.join(hints)}; reword the text"
+        return (
+            f"every word must be in the vocabulary of {self.text_size} pieces, got {', '.join(hints)}; reword the text"
+        )

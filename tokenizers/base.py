@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -81,14 +83,18 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
             raise TypeError(
                 f"images must be floating point in [-1, 1], got {images.dtype}; convert uint8 with x / 127.5 - 1"
             )
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}")
+        if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+            raise ValueError(f"images must be [B, 3, H, W] with B >= 1, got {list(images.shape)}")
         height, width = images.shape[2:]
-        if not self.any_size and (height, width) != self.image_size:
+        if self.any_size:
+            self._check_sides(height, width)
+        elif (height, width) != self.image_size:
             raise ValueError(
                 f"images must be {self.image_size[0]}x{self.image_size[1]} (height x width) for this tokenizer, "
                 f"got {height}x{width}; resize or crop them"
             )
+
+    def _check_sides(self, height: int, width: int) -> None:
         if height % self.stride or width % self.stride or not height or not width:
             raise ValueError(
                 f"images must be divisible by {self.stride} in height and width, got {height}x{width}; "
@@ -97,9 +103,13 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
 
     def check_codes(self, codes: Codes) -> None:
         """Raise one clear sentence unless ``codes`` come from a tokenizer of this spec."""
+        if not len(codes):
+            raise ValueError("codes must hold at least one image, got an empty batch")
         same = codes.spec.codebooks == self.spec.codebooks and codes.spec.layout.kind == self.spec.layout.kind
         if not same or not (self.any_size or codes.spec == self.spec):
-            raise ValueError(f"codes must keep this tokenizer's spec {self.spec}, got {codes.spec}; re-encode the images")
+            raise ValueError(
+                f"codes must keep this tokenizer's spec {self.spec}, got {codes.spec}; re-encode the images"
+            )
 
     def fingerprint(self) -> str:
         """Sixteen hex digits of configuration and weights: equal exactly when the codes mean the same."""
@@ -114,7 +124,7 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
         super().register_to_config(**freeze(kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        """Look only at modules, parameters and buffers: diffusers would answer with the config's spec of a component."""
+        """Find modules, parameters and buffers only: diffusers would answer with the spec of a component."""
         return nn.Module.__getattr__(self, name)
 
     @classmethod
@@ -125,45 +135,62 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
         init, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
         return build(init), unused, hidden
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write configuration and weights to a folder, whole or not at all; other arguments are diffusers'."""
-        with atomic_folder(save_directory) as folder:
-            super().save_pretrained(folder, **kwargs)
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write configuration and weights to a folder, whole or not at all; other arguments are diffusers'.
+
+        Other files that the folder holds, such as a model card, stay.
+        """
+        with atomic_folder(Path(save_directory)) as folder:
+            super().save_pretrained(folder, *args, **kwargs)
+            _keep_others(Path(save_directory), folder)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: no name, nothing to load
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
         """Load a tokenizer of any family from a folder or a hub id, strictly.
+
+        ``torch_dtype`` (or ``dtype``) casts all but the quantizers; other arguments are diffusers'.
 
         Raises:
             FileNotFoundError: the folder lacks its configuration or weights.
-            ValueError: weights that are damaged or do not match the configuration key by key.
+            ValueError: a tokenizer of another family than this class, or weights that are damaged or do not match the
+                configuration key by key.
         """
         path = Path(pretrained_model_name_or_path)
         if path.exists() or path.is_absolute() or str(path).startswith("."):
-            _check_folder(path)
-        family = cls._family(str(pretrained_model_name_or_path), **kwargs) if cls is VisualTokenizer else cls
-        options = {"low_cpu_mem_usage": False, **kwargs, "output_loading_info": True}
+            _check_folder(path / (kwargs.get("subfolder") or ""))
+        dtypes = {kwargs.pop(name, None) for name in ("torch_dtype", "dtype")} - {None}
+        options = {**kwargs, "low_cpu_mem_usage": kwargs.get("device_map") is not None, "output_loading_info": True}
         try:
-            model, report = super(VisualTokenizer, family).from_pretrained(pretrained_model_name_or_path, **options)
+            family = cls._family(str(path), **kwargs)
+            loaded: Any = super(VisualTokenizer, family).from_pretrained(pretrained_model_name_or_path, **options)
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"{path} does not hold a readable tokenizer ({_first_line(error)}); save it again") from error
+            raise ValueError(
+                f"{path} does not hold a readable tokenizer ({' '.join(str(error).split())}); save it again"
+            ) from error
+        model, report = loaded
         differing = {kind: keys for kind, keys in report.items() if keys}
         if differing:
             raise ValueError(f"weights in {path} must match its configuration key by key, got {differing}")
+        nn.Module.to(model, *dtypes)
         return model.eval()
 
     @classmethod
     def _family(cls, name: str, **kwargs: Any) -> type[Self]:
         hub = {key: kwargs[key] for key in ("revision", "subfolder", "cache_dir", "local_files_only") if key in kwargs}
-        class_name = str(cls.load_config(name, **hub).get("_class_name"))
+        config: Any = cls.load_config(name, **hub)
+        class_name = str(config.get("_class_name"))
         families = import_module(__package__.rpartition(".")[0] if __package__ else "smalti")
-        family = getattr(families, class_name, None) or _imported(cls, class_name)
+        family: type[Any] | None = getattr(families, class_name, None) or _imported(VisualTokenizer, class_name)
         if family is None:
             raise ValueError(
                 f"{name} holds a tokenizer of class {class_name!r}, which no imported module defines; "
                 "import the module that defines it first"
             )
-        return family
+        if not issubclass(family, cls) and not issubclass(cls, family):
+            raise ValueError(f"{name} holds a {class_name}, not a {cls.__name__}; load it with VisualTokenizer")
+        return family if issubclass(family, cls) else cls
 
 
 def _imported(cls: type[VisualTokenizer], name: str) -> type[Any] | None:
@@ -181,15 +208,25 @@ def _check_folder(path: Path) -> None:
     names = {file.name for file in path.iterdir()}
     missing = [name for name in ("config.json", "diffusion_pytorch_model.safetensors") if name not in names]
     if missing and not any(name.endswith(".index.json") for name in names):
-        raise FileNotFoundError(f"{path} should hold a tokenizer but lacks {', '.join(missing)}; save or train it again")
+        raise FileNotFoundError(
+            f"{path} should hold a tokenizer but lacks {', '.join(missing)}; save or train it again"
+        )
+
+
+def _keep_others(before: Path, after: Path) -> None:
+    """Copy what a save does not write from the folder that is about to be replaced."""
+    written = {file.name for file in after.iterdir()}
+    for other in before.iterdir() if before.is_dir() else ():
+        if other.name in written or other.name.startswith("diffusion_pytorch_model"):
+            continue
+        if other.is_dir():
+            shutil.copytree(other, after / other.name, symlinks=True)
+        else:
+            shutil.copy2(other, after / other.name, follow_symlinks=False)
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
 
 
 def _up(side: int, stride: int) -> int:

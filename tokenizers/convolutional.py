@@ -1,4 +1,4 @@
-"""The convolutional encoder and decoder of VQGAN (https://arxiv.org/abs/2012.09841), shared by the tokenizer families."""
+"""The convolutional encoder and decoder of VQGAN (https://arxiv.org/abs/2012.09841), shared by tokenizer families."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Encoder(Component):
 
     dim: int  #: width of the features
     stride: int  #: pixels per feature
-    any_size: bool  #: True where any multiple of the stride is taken
+    grid: int | None = None  #: features along one side; None where any number is taken
 
 
 class Decoder(Component):
@@ -25,8 +25,9 @@ class Decoder(Component):
     ``last_layer`` is the weight that the adaptive adversarial weight of VQGAN is measured at.
     """
 
-    dim: int
-    stride: int
+    dim: int  #: width of the features
+    stride: int  #: pixels per feature
+    grid: int | None = None  #: features along one side; None where any number is taken
 
     @property
     def last_layer(self) -> Tensor:
@@ -44,10 +45,10 @@ class ConvEncoder(Encoder):
         blocks: residual blocks per stage.
     """
 
-    any_size = True
-
     @register_to_config
-    def __init__(self, dim: int = 256, width: int = 128, multipliers: tuple[int, ...] = (1, 1, 2, 2, 4), blocks: int = 2):
+    def __init__(
+        self, dim: int = 256, width: int = 128, multipliers: tuple[int, ...] = (1, 1, 2, 2, 4), blocks: int = 2
+    ) -> None:
         super().__init__()
         self.dim, self.stride = dim, 2 ** (len(multipliers) - 1)
         widths = [width * multiplier for multiplier in multipliers]
@@ -56,7 +57,11 @@ class ConvEncoder(Encoder):
             lowest = stage == len(widths) - 1
             layers += _stage(before, after, blocks, attention=lowest)
             layers += [] if lowest else [Downsample(after)]
-        layers += [ResidualBlock(widths[-1], widths[-1]), SpatialAttention(widths[-1]), ResidualBlock(widths[-1], widths[-1])]
+        layers += [
+            ResidualBlock(widths[-1], widths[-1]),
+            SpatialAttention(widths[-1]),
+            ResidualBlock(widths[-1], widths[-1]),
+        ]
         self.layers = nn.Sequential(*layers, _norm(widths[-1]), nn.SiLU())
         self.last = nn.Conv2d(widths[-1], dim, 3, padding=1)
 
@@ -76,7 +81,9 @@ class ConvDecoder(Decoder):
     """
 
     @register_to_config
-    def __init__(self, dim: int = 256, width: int = 128, multipliers: tuple[int, ...] = (1, 1, 2, 2, 4), blocks: int = 3):
+    def __init__(
+        self, dim: int = 256, width: int = 128, multipliers: tuple[int, ...] = (1, 1, 2, 2, 4), blocks: int = 3
+    ) -> None:
         super().__init__()
         self.dim, self.stride = dim, 2 ** (len(multipliers) - 1)
         widths = [width * multiplier for multiplier in reversed(multipliers)]

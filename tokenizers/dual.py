@@ -26,7 +26,8 @@ class DualTokenizer(VisualTokenizer):
         encoder: the vision tower, usually started from the teacher's weights.
         semantic: residual quantizer of the semantic codes.
         pixel: residual quantizer of the pixel codes.
-        decoder: quantized pixel features, widened to its ``dim``, to pixels.
+        decoder: quantized pixel features, widened to its ``dim``, to pixels; the grid is resized (bilinearly, as in the
+            release) where its stride is not the encoder's patch.
         semantic_layer: number of layers before the semantic codes; the paper takes all but the last.
         pixel_layer: number of layers before the pixel codes.
         shortcut_layer: a shallower layer added to the pixel feature; none by default.
@@ -50,10 +51,11 @@ class DualTokenizer(VisualTokenizer):
     ) -> None:
         super().__init__()
         _check_layers(encoder.depth, semantic_layer, pixel_layer, shortcut_layer)
-        if decoder.stride != encoder.patch_size:
+        self.side = encoder.image_size // decoder.stride
+        if encoder.image_size % decoder.stride or decoder.grid not in (None, self.side):
             raise ValueError(
-                f"the decoder must unfold each cell to the encoder's patch of {encoder.patch_size} pixels, "
-                f"got a decoder of stride {decoder.stride}"
+                f"the decoder must unfold to the encoder's {encoder.image_size} pixels, "
+                f"got one of stride {decoder.stride} and grid {decoder.grid or 'any'}; choose a stride that divides the side"
             )
         self.encoder, self.semantic, self.pixel, self.decoder = encoder, semantic, pixel, decoder
         self.semantic_layer, self.pixel_layer = semantic_layer, pixel_layer
@@ -102,7 +104,7 @@ class DualTokenizer(VisualTokenizer):
 
     def _quantize(self, images: Tensor) -> tuple[Quantized, Quantized]:
         start = 0 if self.shortcut_layer is None else self.shortcut_layer
-        shallow = self.encoder.run(self.encoder.stem(images), 0, start)
+        shallow = self.encoder.run(self.encoder.stem(images.to(self.dtype)), 0, start)
         middle = self.encoder.run(shallow, start, self.pixel_layer)
         deep = self.encoder.run(middle, self.pixel_layer, self.semantic_layer)
         feature = self.to_pixel(middle)
@@ -114,8 +116,10 @@ class DualTokenizer(VisualTokenizer):
         return Codes.full(torch.cat([semantic.ids, pixel.ids], dim=-1), self.spec)
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        features = self.from_pixel(latents.to(self.dtype)).transpose(1, 2)
-        return self.decoder(features.unflatten(2, self.spec.layout.shape))
+        features = self.from_pixel(latents.to(self.dtype)).transpose(1, 2).unflatten(2, self.spec.layout.shape)
+        if features.shape[2] != self.side:
+            features = F.interpolate(features, (self.side, self.side), mode="bilinear", align_corners=False)
+        return self.decoder(features)
 
     def _distillation(self, latents: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         hidden = self.from_semantic(latents.to(self.dtype))

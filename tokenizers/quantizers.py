@@ -1,20 +1,24 @@
 """Vectors to ids and back: the plain quantizers of vector-quantize-pytorch behind one result type.
 
-Every quantizer computes in float32 inside any autocast. Letters: B batch, N positions, D residual depth, C width.
+Every quantizer keeps its weights and computes in float32, whatever the autocast and the precision of the tokenizer
+around it: a rounded codebook would change what the ids mean. Letters: B batch, N positions, D residual depth, C width.
 """
 
 from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
+import torch.distributed as dist
 import vector_quantize_pytorch as library
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 from torch.nn import functional as F
+from vector_quantize_pytorch.vector_quantize_pytorch import batched_sample_vectors, noop, sample_vectors_distributed
 
 from .codes import Codebook
 from .component import Component
@@ -24,7 +28,7 @@ from .component import Component
 class Quantized:
     """What a quantizer returns."""
 
-    latents: Tensor  #: [B, N, C] float32, the value of the codes, the gradient of the input (straight-through)
+    latents: Tensor  #: [B, N, C] float32, the value of the codes; in training, the input's gradient (straight-through)
     ids: Tensor  #: [B, N, D] int64 in [0, K)
     loss: Tensor  #: scalar, the quantizer's own loss, already weighted
     usage: Tensor  #: scalar in (0, 1], fraction of the vocabulary seen in this batch
@@ -54,17 +58,22 @@ class Quantizer(Component):
 
         Raises:
             ValueError: another width than ``dim``.
-            FloatingPointError: NaN or infinite latents while training, before they can enter a moving average.
+            FloatingPointError: NaN or infinite latents while training, in any process of the group, before they can
+                enter a moving average.
         """
         if latents.ndim != 3 or latents.shape[-1] != self.dim:
             raise ValueError(f"latents must be [B, N, {self.dim}], got {list(latents.shape)}")
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
-            if self.training and not bool(latents.isfinite().all()):
+            if self.training and not _finite_everywhere(latents):
                 raise FloatingPointError("latents must be finite to be quantized, got NaN or infinity; skip this step")
             values, ids, loss = self.quantize(latents)
         usage = torch.bincount(ids.flatten(), minlength=self.size).count_nonzero() / self.size
         return Quantized(values, ids, loss, usage)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow moves between devices, not casts such as ``.bfloat16()``."""
+        return super()._apply(lambda tensor: _uncast(tensor, fn(tensor)), recurse)
 
     def codebook(self, name: str) -> Codebook:
         """The entry of this quantizer in a :class:`~smalti.tokenizers.codes.CodeSpec`."""
@@ -83,13 +92,13 @@ class VectorQuantizer(Quantizer):
         codebook_size: K.
         depth: D, residual codes per position.
         codebook_dim: width in which codes are compared; latents are projected to it and back when it differs.
-        shared: one table for all depths; it is updated once per step from all of them.
+        shared: one table for all depths; its averages take in one depth after the other, its codes move once per step.
         update: ``ema`` (moving averages, dead codes revived) or ``gradient``.
         decay: of the moving averages, in [0, 1).
         commitment: weight of the commitment term.
         cosine: compare on the unit sphere; for a depth of one.
-        revive_below: codes whose moving-average count per step falls below this restart from current latents.
-        kmeans_init: start the table from k-means over the first batch.
+        revive_below: codes whose moving-average count per batch falls below this restart from current latents.
+        kmeans_init: start the table from k-means over the first training batch; until then it is random.
 
     Raises:
         ValueError: ``cosine`` with a depth above one or with a codebook that learns by gradient.
@@ -127,33 +136,60 @@ class VectorQuantizer(Quantizer):
             commitment_weight=1.0,
             use_cosine_sim=cosine,
             threshold_ema_dead_code=0 if self.by_gradient else revive_below,
-            kmeans_init=kmeans_init,
+            kmeans_init=False,  # here, in training only: the library would also start from a batch it evaluates
             learnable_codebook=self.by_gradient,
             ema_update=not self.by_gradient,
             rotation_trick=False,
         )
+        self.started: Tensor
+        self.register_buffer("started", torch.tensor(not kmeans_init))
         if shared and depth > 1:
             self.register_state_dict_post_hook(_drop_aliases)
             self.register_load_state_dict_pre_hook(_restore_aliases)
 
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Quantizer.quantize`."""
+        if self.training:
+            self._prepare_update()
         values, ids, per_depth = self.table(latents)
-        loss = self.commitment * per_depth.mean()
-        if self.by_gradient:
-            partial = self.table.get_codes_from_indices(ids).cumsum(0)
-            target = self._compared(latents).detach()
-            loss = loss + F.mse_loss(partial, target.expand_as(partial))
-        return values, ids, loss
-
-    def _compared(self, latents: Tensor) -> Tensor:
-        projected = self.table.project_in(latents)
-        return F.normalize(projected, dim=-1) if self.config.cosine else projected
+        if self.training and not self.by_gradient:  # the table has already moved away from the codes just drawn
+            return values, ids, self.commitment * per_depth.mean()
+        partial = self._codes(ids).cumsum(0)
+        target = self._compared(latents).expand_as(partial)
+        loss = self.commitment * F.mse_loss(target, partial.detach())
+        return values, ids, loss + F.mse_loss(partial, target.detach()) if self.by_gradient else loss
 
     def lookup(self, ids: Tensor) -> Tensor:
         """See :meth:`Quantizer.lookup`."""
         with torch.autocast(ids.device.type, enabled=False):
-            return self.table.get_output_from_indices(ids)
+            return self.table.project_out(self._codes(ids).sum(0))
+
+    def _codes(self, ids: Tensor) -> Tensor:
+        """Codes ``[D, B, N, codebook_dim]`` of each depth."""
+        pairs = zip(ids.unbind(-1), self._books(), strict=True)
+        return torch.stack([F.embedding(column, book.embed[0]) for column, book in pairs])
+
+    def _compared(self, latents: Tensor) -> Tensor:
+        """The latents as the table sees them."""
+        return self._books()[0].transform_input(self.table.project_in(latents))
+
+    def _prepare_update(self) -> None:
+        """Start the table from the coming batch if it is the first, and from the batches of all processes.
+
+        The library decides at construction whether to share statistics; a process group usually appears later.
+        """
+        together = _distributed()
+        for book in self._books():
+            if not self.started:
+                book.initted.fill_(value=False)
+            book.use_ddp = together
+            book.all_reduce_fn = book.kmeans_all_reduce_fn = dist.all_reduce if together else noop
+            book.sample_fn = sample_vectors_distributed if together else batched_sample_vectors
+            book.replace_sample_fn = book.sample_fn
+        self.started.fill_(value=True)
+
+    def _books(self) -> list[Any]:
+        return [layer._codebook for layer in self.table.layers]
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -181,15 +217,29 @@ class FiniteScalarQuantizer(Quantizer):
             return self.table.indices_to_codes(ids[..., 0])
 
 
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _finite_everywhere(latents: Tensor) -> bool:
+    """One answer for the whole process group: a single process that stops would leave the others waiting."""
+    finite = latents.isfinite().all().int()
+    if _distributed():
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    return bool(finite)
+
+
+def _uncast(before: Tensor, after: Tensor) -> Tensor:
+    return after if after.dtype == before.dtype else before.to(after.device)
+
+
 def _drop_aliases(module: torch.nn.Module, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:
     """A shared table is one tensor: save it under its first depth only."""
     for key in [key for key in state if _ALIAS.match(key.removeprefix(prefix))]:
         del state[key]
 
 
-def _restore_aliases(
-    module: torch.nn.Module, state: dict[str, Tensor], prefix: str, *_: object
-) -> None:
+def _restore_aliases(module: torch.nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Name a shared table once per depth again, as ``load_state_dict(strict=True)`` expects."""
     assert isinstance(module, VectorQuantizer)
     first = f"{prefix}table.layers.0._codebook."

@@ -9,7 +9,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from .component import Component
@@ -69,6 +69,11 @@ class VisionTower(Component):
         Raises:
             ValueError: the checkpoint is of another kind than SigLIP.
         """
+        kind = AutoConfig.from_pretrained(checkpoint).model_type
+        if kind not in ("siglip", "siglip_vision_model"):
+            raise ValueError(
+                f"a vision tower starts from a SigLIP checkpoint, got {kind!r} in {checkpoint}; choose another"
+            )
         model = SiglipVisionModel.from_pretrained(checkpoint)
         config: SiglipVisionConfig = model.config
         named = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -97,6 +102,12 @@ class VisionTower(Component):
         """Final norm and attention-pooling head: ``[B, N, C]`` to ``[B, C]``."""
         return self._inner.head(self._inner.post_layernorm(hidden))
 
+    def freeze_pooling(self) -> None:
+        """Take the final norm and the pooling head, which some users never run, out of training."""
+        for name, part in self._inner.named_children():
+            if name in ("post_layernorm", "head"):
+                part.requires_grad_(requires_grad=False)
+
     def forward(self, images: Tensor) -> VisionFeatures:
         """Features of ``[B, 3, H, W]`` images in [-1, 1]."""
         tokens = self.run(self.stem(images), 0, self.depth - 1)
@@ -114,12 +125,11 @@ class TransformerEncoder(Encoder):
         tower: the vision transformer; its pooling head is not used.
     """
 
-    any_size = False
-
     @register_to_config
     def __init__(self, tower: VisionTower) -> None:
         super().__init__()
-        self.tower, self.dim, self.stride = tower, tower.width, tower.patch_size
+        self.tower, self.dim, self.stride, self.grid = tower, tower.width, tower.patch_size, tower.grid
+        tower.freeze_pooling()
         self.norm = nn.LayerNorm(tower.width)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ class VQTokenizer(VisualTokenizer):
         image_size: side of the square images that ``spec`` describes, pixels.
 
     Raises:
-        ValueError: encoder and decoder of different strides, or an image size off the stride.
+        ValueError: encoder and decoder of different strides, an image size off the stride, or one that asks for another
+            grid than the encoder or decoder is built for.
     """
 
     @register_to_config
@@ -34,11 +35,17 @@ class VQTokenizer(VisualTokenizer):
                 f"encoder and decoder must have one stride that divides image_size {image_size}, "
                 f"got strides {encoder.stride} and {decoder.stride}"
             )
+        side = image_size // encoder.stride
+        grids = {part.grid for part in (encoder, decoder)} - {None}
+        if grids - {side}:
+            raise ValueError(
+                f"image_size {image_size} asks for {side} cells per side, got an encoder and decoder built for "
+                f"{' and '.join(map(str, sorted(filter(None, grids))))}; give all of them one size"
+            )
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         self.narrow = _linear(encoder.dim, quantizer.dim)
         self.widen = _linear(quantizer.dim, decoder.dim)
-        self.any_size = encoder.any_size
-        side = image_size // encoder.stride
+        self.any_size = not grids
         layout = CodeLayout("grid", (side, side))
         self.set_spec(CodeSpec(layout, (quantizer.codebook("pixel"),)), (image_size, image_size), encoder.stride)
 
@@ -64,7 +71,7 @@ class VQTokenizer(VisualTokenizer):
         return TrainingTerms(self._pixels(quantized.latents, codes), codes, {"quantizer": quantized.loss})
 
     def _latents(self, images: Tensor) -> Tensor:
-        return self.narrow(self.encoder(images).flatten(2).transpose(1, 2))  # [B, N, C]
+        return self.narrow(self.encoder(images.to(self.dtype)).flatten(2).transpose(1, 2))  # [B, N, C]
 
     def _codes(self, ids: Tensor, images: Tensor) -> Codes:
         shape = (images.shape[2] // self.stride, images.shape[3] // self.stride)

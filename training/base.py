@@ -40,9 +40,7 @@ class TrainingModule(LightningModule):
         seed: of all that training draws, except the order of the data.
     """
 
-    def __init__(
-        self, optimizer: OptimizerSettings = OPTIMIZER, guard: GuardSettings = GUARD, seed: int = 0
-    ) -> None:
+    def __init__(self, optimizer: OptimizerSettings = OPTIMIZER, guard: GuardSettings = GUARD, seed: int = 0) -> None:
         super().__init__()
         self.settings, self.seed = optimizer, seed
         self.guard = StepGuard(guard)

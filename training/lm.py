@@ -88,6 +88,7 @@ class LanguageModelTraining(TrainingModule):
         tokenizer: str,
         vocabulary: Vocabulary,
         backbone: dict[str, Any],
+        *,
         weights: dict[str, float] | None = None,
         caption_dropout: float = 0.1,
         questions: int = 6,
@@ -98,11 +99,12 @@ class LanguageModelTraining(TrainingModule):
     ) -> None:
         super().__init__(optimizer, guard, seed)
         if not 0 <= caption_dropout <= 1:
-            raise ValueError(f"caption_dropout must lie in [0, 1], got {caption_dropout}")
-        torch.manual_seed(seed)
+            raise ValueError(f"caption_dropout must lie in [0, 1], got {caption_dropout}; 0.1 is usual")
         self._tokenizer = [VisualTokenizer.from_pretrained(tokenizer)]  # in a list: not part of the checkpoint
         spec = self._tokenizer[0].spec
-        self.model = SharedLM.build(backbone, vocabulary, spec, self._tokenizer[0].fingerprint())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = SharedLM.build(backbone, vocabulary, spec, self._tokenizer[0].fingerprint())
         self.weights = _checked(weights or {}, ["text", *(book.name for book in spec.codebooks)])
         self.caption_dropout, self.questions, self.save_to = caption_dropout, questions, save_to
 
@@ -110,12 +112,14 @@ class LanguageModelTraining(TrainingModule):
         """Check that the stored codes are those of the tokenizer."""
         super().on_fit_start()
         data = getattr(self.trainer, "datamodule", None)
+        stores = [data.train, data.validation] if isinstance(data, TokenData) else []
         expected = self.model.config.tokenizer_fingerprint
-        if isinstance(data, TokenData) and data.train.fingerprint != expected:
-            raise ValueError(
-                f"the token store was made by tokenizer {data.train.fingerprint}, the language model is for "
-                f"{expected}; encode the images again with this tokenizer"
-            )
+        for store in filter(None, stores):
+            if store.fingerprint != expected:
+                raise ValueError(
+                    f"the token store must come from tokenizer {expected} of the language model, got one of "
+                    f"{store.fingerprint}; encode the images again with this tokenizer"
+                )
 
     def training_loss(self, batch: list[Item]) -> Tensor:
         """Sum of the weighted block losses over both directions."""
@@ -166,5 +170,7 @@ class LanguageModelTraining(TrainingModule):
 def _checked(weights: Mapping[str, float], known: list[str]) -> dict[str, float]:
     unknown = sorted(set(weights) - set(known))
     if unknown:
-        raise ValueError(f"weights name the losses {', '.join(known)}, got {', '.join(unknown)}")
+        raise ValueError(
+            f"weights must name the losses {', '.join(known)}, got {', '.join(unknown)}; correct or remove them"
+        )
     return dict(weights)

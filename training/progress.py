@@ -38,7 +38,15 @@ class ProgressLines(ProgressBar):
         now = time.monotonic()
         if now - self._printed < self.seconds or not trainer.is_global_zero:
             return
-        speed = (trainer.global_step - self._step) / (now - self._printed)
+        self._write(trainer, pl_module, now)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last line."""
+        if trainer.is_global_zero:
+            self._write(trainer, pl_module, time.monotonic())
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, now: float) -> None:
+        speed = (trainer.global_step - self._step) / max(now - self._printed, 1e-9)
         values = ", ".join(
             f"{name} {value:.4g}" for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"
         )

@@ -99,7 +99,9 @@ class Done:
     skipped: bool  #: finished by an earlier call
 
 
-def run(recipe: Recipe, actions: Mapping[str, Action], announce: Callable[[str], None] | None = None) -> list[Done]:
+def run_recipe(
+    recipe: Recipe, actions: Mapping[str, Action], announce: Callable[[str], None] | None = None
+) -> list[Done]:
     """Carry out what is left of a recipe.
 
     Args:

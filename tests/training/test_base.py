@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
 from smalti.training.base import TrainingModule
 from smalti.training.guard import DivergedError, GuardSettings, StepGuard
 from smalti.training.optimizer import OptimizerSettings, Trained, parameter_groups, schedule
 from smalti.training.seeding import seed_batch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 
 class Regression(TrainingModule):

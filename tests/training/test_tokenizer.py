@@ -10,6 +10,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from torch import Tensor
+
 from smalti.tokenizers.base import VisualTokenizer
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.discriminator import PatchDiscriminator
@@ -23,7 +25,6 @@ from smalti.training.optimizer import OptimizerSettings
 from smalti.training.resume import ResumableData
 from smalti.training.seeding import seed_batch
 from smalti.training.tokenizer import TokenizerTraining
-from torch import Tensor
 
 SIZE = 16
 

@@ -1,0 +1,334 @@
+"""Everything that is measured about a model of scenes, in one run and beside its baselines."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..data.files import atomic_file
+from ..data.scene_prompts import prompts, prompts_sha256
+from ..data.scene_questions import Question
+from ..data.scenes import Scenes
+from ..data.transforms import from_uint8, to_uint8
+from ..generation.pipeline import TextToImagePipeline
+from ..generation.sampler import Sampling
+from ..lm.model import SharedLM
+from ..tokenizers.base import VisualTokenizer
+from .metrics import ReconstructionMetrics
+from .protocol import Protocol, state_hash, text_hash, write_result
+from .qa import AnswerScores, blind_baseline, score_answers
+from .scene_eval import SceneScores, ceiling, chance, references, score_images
+from .sheets import reconstruction_sheet, sample_sheet, save_png
+
+Images = NDArray[np.uint8]
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SuiteSettings:
+    """What is measured on how much.
+
+    Args:
+        world: preset of the embedded world, ``full`` or ``small``.
+        pictures: held-out scenes that are reconstructed and asked about.
+        per_prompt: pictures drawn for every prompt.
+        training_pictures: training scenes that the blind baseline learns its habits from.
+        sampling: how codes are drawn.
+        seed: of the prompts' pictures and of the references.
+        batch_size: pictures or prompts handled together.
+    """
+
+    world: str = "full"
+    pictures: int = 256
+    per_prompt: int = 4
+    training_pictures: int = 4000
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the scores were read off, for the report."""
+
+    originals: Images  #: [M, H, W, 3] held-out scenes
+    rebuilt: Images  #: [M, H, W, 3] after the tokenizer
+    samples: Images  #: [P * per_prompt, H, W, 3]
+    verdicts: Sequence[dict[str, Any]]  #: prompt, correct, strict and reason of every sample
+    answers: Sequence[dict[str, Any]]  #: picture, kind, question, expected and given
+    captions: Sequence[dict[str, Any]]  #: picture, expected and given
+    usage: dict[str, list[int]]  #: occurrences of every code, by codebook
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``evidence.safetensors`` and ``evidence.json`` into a folder."""
+        arrays = {"originals": self.originals, "rebuilt": self.rebuilt, "samples": self.samples}
+        with atomic_file(Path(folder) / "evidence.safetensors") as file:
+            save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, file)
+        texts = {name: getattr(self, name) for name in ("verdicts", "answers", "captions", "usage")}
+        with atomic_file(Path(folder) / "evidence.json") as file:
+            file.write_text(json.dumps(texts))
+
+    def write_sheets(self, folder: str | Path, pictures: int = 16, samples: int = 48) -> None:
+        """Write ``reconstructions.png`` and ``samples.png``, the samples spread evenly over the prompts."""
+        rebuilt = reconstruction_sheet(_tensor(self.originals[:pictures]), _tensor(self.rebuilt[:pictures]))
+        save_png(rebuilt, Path(folder) / "reconstructions.png")
+        shown = spread(len(self.samples), samples)
+        verdicts = [self.verdicts[index] for index in shown]
+        texts, marks = [v["prompt"] for v in verdicts], [v["correct"] for v in verdicts]
+        save_png(sample_sheet(self.samples[shown], texts, marks), Path(folder) / "samples.png")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Evidence:
+        """Read what :meth:`save` wrote."""
+        arrays = load_file(Path(folder) / "evidence.safetensors")
+        texts = json.loads((Path(folder) / "evidence.json").read_text())
+        return cls(**{name: tensor.numpy() for name, tensor in arrays.items()}, **texts)
+
+
+def score_scenes(
+    model: TextToImagePipeline, folder: str | Path, settings: SuiteSettings, announce: Report | None = None
+) -> Evidence:
+    """Measure a model and write ``scores.json`` and the evidence to a folder.
+
+    Held-out scenes are built around attribute combinations that training never shows; ``seen`` numbers come from new
+    scenes of the combinations it does show. Beside the model stand an untrained one of the same shape, the model's own
+    pictures under shuffled prompts (``chance``), answers without pictures (``blind``), and the tokenizer's ceiling.
+
+    Args:
+        model: tokenizer and language model.
+        folder: of the results.
+        settings: what is measured on how much.
+        announce: told in a line what is being measured.
+    """
+    tell = announce or (lambda line: None)
+    sources = _sources(settings, model.tokenizer)
+    tell("reconstruction")
+    originals, rebuilt, codes = _rebuild(model, sources["heldout"], settings)
+    reconstruction = _reconstruction(originals, rebuilt)
+    tell("questions")
+    qa, answers = _questions(model, sources, codes, settings)
+    tell("samples")
+    scene_eval, samples, scores = _samples(model, sources["heldout"], settings)
+    tell("untrained baseline")
+    baseline = _untrained(model, originals, sources, settings)
+    results = {
+        "reconstruction": reconstruction,
+        "qa": qa,
+        "scene_eval": scene_eval,
+        "baselines": {"untrained": baseline},
+    }
+    write_result(Path(folder) / "scores.json", results, _protocol(model, sources["heldout"], settings), _model(model))
+    tell("captions")
+    evidence = Evidence(
+        originals, rebuilt, samples, _verdicts(scores), answers, _captions(model, sources["heldout"], originals), _usage(model, codes)
+    )
+    evidence.save(folder)
+    return evidence
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most ``count`` indices that cover ``range(total)`` evenly."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+
+
+def _sources(settings: SuiteSettings, tokenizer: VisualTokenizer) -> dict[str, Scenes]:
+    counts = {"heldout": settings.pictures, "validation": settings.pictures, "train": settings.training_pictures}
+    made = {split: Scenes(settings.world, split, count) for split, count in counts.items()}  # type: ignore[arg-type]
+    size = made["heldout"].world.size
+    if tokenizer.image_size != (size, size):
+        raise ValueError(
+            f"the {settings.world} world has pictures of {size}x{size} pixels, the model takes "
+            f"{tokenizer.image_size[0]}x{tokenizer.image_size[1]}; name the world it was trained on"
+        )
+    return made
+
+
+def _pixels(source: Scenes) -> Images:
+    return np.stack([source.pixels(index) for index in range(len(source))])
+
+
+def _tensor(images: Images) -> Tensor:
+    return from_uint8(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+
+def _array(images: Tensor) -> Images:
+    return to_uint8(images).permute(0, 2, 3, 1).numpy()
+
+
+@torch.inference_mode()
+def _rebuild(model: TextToImagePipeline, source: Scenes, settings: SuiteSettings) -> tuple[Images, Images, Tensor]:
+    originals = _pixels(source)
+    pixels, ids = [], []
+    for part in _tensor(originals).split(settings.batch_size):
+        codes = model.encode(part)
+        ids.append(codes.ids.cpu())
+        pixels.append(_array(model.tokenizer.decode(codes).float().cpu()))
+    return originals, np.concatenate(pixels), torch.cat(ids)
+
+
+def _reconstruction(originals: Images, rebuilt: Images) -> dict[str, float]:
+    metrics = ReconstructionMetrics()
+    metrics.update(_tensor(rebuilt), _tensor(originals))
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def _asked(source: Scenes) -> list[tuple[int, Question]]:
+    return [(index, question) for index in range(len(source)) for question in source.questions(index)]
+
+
+def _answer(
+    model: TextToImagePipeline, source: Scenes, settings: SuiteSettings, ids: Tensor | None = None
+) -> tuple[AnswerScores, list[dict[str, Any]]]:
+    ids = _rebuild(model, source, settings)[2] if ids is None else ids
+    asked, given = _asked(source), list[str]()
+    for start in range(0, len(asked), settings.batch_size):
+        part = asked[start : start + settings.batch_size]
+        given += model.answer_ids(ids[[index for index, _ in part]], [question.question for _, question in part])
+    rows = [
+        {"picture": index, "kind": q.kind, "question": q.question, "expected": q.answer, "given": text}
+        for (index, q), text in zip(asked, given, strict=True)
+    ]
+    return score_answers([question for _, question in asked], given), rows
+
+
+def _questions(
+    model: TextToImagePipeline, sources: dict[str, Scenes], ids: Tensor, settings: SuiteSettings
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    unseen, rows = _answer(model, sources["heldout"], settings, ids)
+    seen, _ = _answer(model, sources["validation"], settings)
+    habits = [question for _, question in _asked(sources["train"])]
+    blind = blind_baseline(habits, [question for _, question in _asked(sources["heldout"])])
+    summary = {
+        "accuracy": unseen.overall,
+        "seen": seen.overall,
+        "blind": blind.overall,
+        "kinds": unseen.kinds,
+        "blind_kinds": blind.kinds,
+        "count": len(rows),
+    }
+    return summary, rows
+
+
+def _draw(model: TextToImagePipeline, texts: list[str], settings: SuiteSettings) -> Images:
+    wanted = [(text, number) for text in texts for number in range(settings.per_prompt)]
+    generators = [torch.Generator().manual_seed(settings.seed + index) for index in range(len(wanted))]
+    images = model.generate([text for text, _ in wanted], generators, settings.sampling, settings.batch_size)
+    return _array(images)
+
+
+def _samples(
+    model: TextToImagePipeline, source: Scenes, settings: SuiteSettings
+) -> tuple[dict[str, Any], Images, SceneScores]:
+    world, entries = source.world, prompts(source.world, settings.seed)
+    images = _draw(model, [entry["prompt"] for entry in entries], settings)
+    scores = score_images(images, entries, world, seed=settings.seed)
+    ends = references(world, entries, 1, settings.seed)
+    best = ceiling(
+        lambda batch: model.tokenizer.decode(model.encode(batch)).float().cpu(), world, entries, per_prompt=1
+    )
+    shuffled = chance(images, entries, world, seed=settings.seed)
+    summary = {
+        "overall": scores.overall,
+        "strict": scores.strict,
+        "interval": {"low": scores.interval[0], "high": scores.interval[1]},
+        "ceiling": best.overall,
+        "oracle": ends["oracle"].overall,
+        "near_miss": ends["near_miss"].overall,
+        "chance": shuffled.overall,
+        "tasks": scores.tasks,
+        "strict_tasks": scores.strict_tasks,
+        "ceiling_tasks": best.tasks,
+        "chance_tasks": shuffled.tasks,
+        "task_images": Counter(entry["tag"] for entry in entries for _ in range(settings.per_prompt)),
+        "correct_prompts": scores.correct_prompts,
+        "images": scores.images,
+    }
+    parts = {name: value for name in ("seen", "unseen") if (value := getattr(scores, name)) is not None}
+    return summary | parts, images, scores
+
+
+def _untrained(
+    model: TextToImagePipeline, originals: Images, sources: dict[str, Scenes], settings: SuiteSettings
+) -> dict[str, Any]:
+    torch.manual_seed(settings.seed)
+    fresh = SharedLM(model.lm.config, model.lm.vocabulary).eval()
+    other = TextToImagePipeline(model.tokenizer, fresh)
+    world, entries = sources["heldout"].world, prompts(sources["heldout"].world, settings.seed)
+    images = _draw(other, [entry["prompt"] for entry in entries], settings)
+    blank = type(model.tokenizer).from_config(model.tokenizer.config).eval()
+    with torch.inference_mode():
+        parts = _tensor(originals).split(settings.batch_size)
+        rebuilt = np.concatenate([_array(blank.decode(blank.encode(part))) for part in parts])
+    return {
+        "scene_eval": {"overall": score_images(images, entries, world, seed=settings.seed).overall},
+        "qa": {"accuracy": _answer(other, sources["heldout"], settings)[0].overall},
+        "reconstruction": {"psnr": _reconstruction(originals, rebuilt)["psnr"]},
+    }
+
+
+def _captions(model: TextToImagePipeline, source: Scenes, originals: Images, count: int = 16) -> list[dict[str, Any]]:
+    given = model.caption(_tensor(originals[:count]))
+    return [{"picture": i, "expected": source.caption(i), "given": text} for i, text in enumerate(given)]
+
+
+def _verdicts(scores: SceneScores) -> list[dict[str, Any]]:
+    names = ("prompt", "correct", "strict", "reason")
+    return [{name: getattr(verdict, name) for name in names} for verdict in scores.verdicts]
+
+
+def _usage(model: TextToImagePipeline, ids: Tensor) -> dict[str, list[int]]:
+    spec = model.tokenizer.spec
+    return {
+        book.name: torch.bincount(ids[..., spec.slices()[book.name]].flatten(), minlength=book.size).tolist()
+        for book in spec.codebooks
+    }
+
+
+def _protocol(model: TextToImagePipeline, source: Scenes, settings: SuiteSettings) -> Protocol:
+    entries, sampling = prompts(source.world, settings.seed), settings.sampling
+    captions = (source.caption(index) for index in range(len(source)))
+    return Protocol(
+        task="SceneEval (GenEval rules)",
+        dataset=f"scenes-{settings.world}",
+        dataset_hash=text_hash(captions),
+        count=settings.pictures,
+        dtype=str(model.lm.dtype).removeprefix("torch."),
+        seed=settings.seed,
+        crop={"size": list(model.tokenizer.image_size), "mode": "none"},
+        reference="the world's own renders",
+        extractor="analytic scene detector",
+        prompts_hash=prompts_sha256(entries),
+        rewritten=False,
+        sampler={
+            "order": "raster",
+            "guidance": sampling.guidance,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "per_prompt": settings.per_prompt,
+        },
+        extra={
+            "world": source.world.to_dict(),
+            "questions": "heldout split, exact match, greedy",
+            "reconstruction": "heldout split, PSNR per image on [0, 1], mean",
+        },
+    )
+
+
+def _model(model: TextToImagePipeline) -> dict[str, str]:
+    return {
+        "tokenizer": type(model.tokenizer).__name__,
+        "tokenizer_fingerprint": model.tokenizer.fingerprint(),
+        "lm": str(model.lm.config.backbone.get("model_type")),
+        "lm_hash": state_hash(model.lm.state_dict())[:16],
+    }

@@ -1,0 +1,56 @@
+"""Loading, where families do not differ; what they share otherwise is in test_contract.py."""
+
+import pytest
+import torch
+
+from smalti.tokenizers.base import VisualTokenizer
+from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
+from smalti.tokenizers.quantizers import FiniteScalarQuantizer
+from smalti.tokenizers.vq import VQTokenizer
+
+
+class Mine(VQTokenizer):
+    """A family of the user's own."""
+
+
+@pytest.fixture
+def parts():
+    return ConvEncoder(4, 4, (1, 1), 1), FiniteScalarQuantizer(4, [3, 3]), ConvDecoder(4, 4, (1, 1), 1), 8
+
+
+def test_a_family_of_ones_own(parts, tmp_path):
+    tokenizer = Mine(*parts)
+    tokenizer.save_pretrained(tmp_path / "mine")
+    for cls in (VisualTokenizer, VQTokenizer, Mine):
+        assert type(cls.from_pretrained(tmp_path / "mine")) is Mine
+    VQTokenizer(*parts).save_pretrained(tmp_path / "theirs")
+    assert type(Mine.from_pretrained(tmp_path / "theirs")) is Mine
+
+
+def test_subfolder(parts, tmp_path):
+    tokenizer = VQTokenizer(*parts)
+    tokenizer.save_pretrained(tmp_path / "pipeline" / "tokenizer")
+    loaded = VisualTokenizer.from_pretrained(tmp_path / "pipeline", subfolder="tokenizer")
+    assert loaded.fingerprint() == tokenizer.fingerprint()
+    with pytest.raises(FileNotFoundError, match=r"a tokenizer folder was expected at .*pipeline/other, which does not"):
+        VisualTokenizer.from_pretrained(tmp_path / "pipeline", subfolder="other")
+
+
+def test_hub_id_that_is_not_here():
+    with pytest.raises(ValueError, match=r"nobody/nothing does not hold a readable tokenizer \(.*\); save it again"):
+        VisualTokenizer.from_pretrained("nobody/nothing")
+
+
+def test_fingerprint_sees_the_configuration(parts):
+    tokenizer = VQTokenizer(*parts)
+    larger = VQTokenizer(*parts[:3], 16)
+    larger.load_state_dict(tokenizer.state_dict())
+    assert len({tokenizer.fingerprint(), larger.fingerprint()}) == 2
+    assert len(tokenizer.fingerprint()) == 16
+    assert int(tokenizer.fingerprint(), 16) >= 0
+
+
+def test_fingerprint_of_half_precision(parts):
+    tokenizer = VQTokenizer(*parts)
+    before = tokenizer.fingerprint()
+    assert tokenizer.to(torch.bfloat16).fingerprint() != before
