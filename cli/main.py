@@ -13,6 +13,11 @@ from .errors import UsageError, one_line
 
 #: Sub-commands: the module that runs each, and its line of help.
 COMMANDS = {
+    "sample": ("sample", "draw pictures for prompts"),
+    "caption": ("caption", "describe pictures"),
+    "ask": ("ask", "answer questions about a picture"),
+    "encode": ("encode", "turn pictures into a file of codes"),
+    "decode": ("decode", "turn a file of codes back into pictures"),
     "run": ("run", "carry out a recipe: every stage from data to report, resumable"),
     "fit": ("fit", "train a tokenizer, a teacher, a language model or a decoder from a configuration"),
     "validate": ("fit", "measure a checkpoint on the validation data of a configuration"),

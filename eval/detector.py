@@ -185,9 +185,13 @@ def _median_filtered(pixels: Floats) -> Floats:
 
 
 def _typical(values: Floats, distance: Floats) -> Floats:
-    """Median of the 40 % of the values that are most distant from the background: edges are mixtures."""
+    """The most central of the 40 % of the values that are most distant from the background: edges are mixtures.
+
+    It is one of the values, not their median, which may be the background itself where two things have merged.
+    """
     count = max(1, round(0.4 * len(distance)))
-    return np.median(values[np.argpartition(-distance, count - 1)[:count]], axis=0)
+    distant = values[np.argpartition(-distance, count - 1)[:count]]
+    return distant[int(np.abs(distant - np.median(distant, axis=0)).sum(1).argmin())]
 
 
 def _trimmed(share: Floats) -> tuple[slice, slice, Floats]:

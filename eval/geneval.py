@@ -208,12 +208,21 @@ def _check_complete(by_prompt: Mapping[str, list[bool]], prompts: int | None, im
 
 
 def replay(case: Mapping[str, Any]) -> Verdict:
-    """Judge a recorded case: ``metadata``, boxes with scores by class, and the colours of the boxes that count."""
+    """Judge a recorded case: ``metadata``, boxes with scores by class, and the colours of the boxes that count.
+
+    Raises:
+        ValueError: if a class has another number of colours than of boxes that count.
+    """
     limit = 0.9 if case["metadata"]["tag"] == "counting" else 0.3
     detections: dict[str, list[Detection]] = {}
     for name, rows in case["detections"].items():
         found = kept_detections([Detection((x0, y0, x1, y1), score) for x0, y0, x1, y1, score in rows], limit)
         colors = case["colors"].get(name, [])
+        if len(colors) != len(found):
+            raise ValueError(
+                f"case {case['id']} must name a colour for each of the {len(found)} boxes kept of {name!r}, got "
+                f"{len(colors)}; record the others"
+            )
         detections[name] = [replace(item, color=color) for item, color in zip(found, colors, strict=True)]
     return judge(case["metadata"], detections)
 

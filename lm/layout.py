@@ -62,8 +62,7 @@ class SequenceLayout:
                 "make them with vocabulary.with_codebooks"
             )
         self.vocabulary, self.spec = vocabulary, spec
-        self.offsets = torch.tensor([vocabulary.block(book.name).start for book in spec.columns])
-        self.sizes = torch.tensor([book.size for book in spec.columns])
+        self.offsets = [vocabulary.block(book.name).start for book in spec.columns]
 
     def text_to_image(self, caption: str | None, ids: Tensor) -> Example:
         """Learn the codes ``[N, D]`` given a caption; ``None`` drops it, for classifier-free guidance."""
@@ -116,12 +115,13 @@ class SequenceLayout:
                 f"codes must be [{self.spec.positions}, {self.spec.depth}] (N, D), got {list(ids.shape)}; "
                 "encode the images with the tokenizer of this model"
             )
-        if bool(((ids < 0) | (ids >= self.sizes)).any()):
+        sizes = [book.size for book in self.spec.columns]
+        if bool(((ids < 0) | (ids >= torch.tensor(sizes))).any()):
             raise ValueError(
-                f"codes must lie in [0, K) with K = {self.sizes.tolist()} by column, got {int(ids.min())}.."
-                f"{int(ids.max())}; encode the images with the tokenizer of this model"
+                f"codes must lie in [0, K) with K = {sizes} by column, got {int(ids.min())}..{int(ids.max())}; "
+                "encode the images with the tokenizer of this model"
             )
-        return torch.stack([(ids + self.offsets).flatten(), torch.arange(ids.numel())], dim=1)
+        return torch.stack([(ids + torch.tensor(self.offsets)).flatten(), torch.arange(ids.numel())], dim=1)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad examples on the right to one batch."""

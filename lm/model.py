@@ -68,7 +68,7 @@ class SharedLM(PreTrainedModel):
         vocabulary: text pieces and code blocks.
 
     Raises:
-        ValueError: a vocabulary that does not fit the configuration, or a backbone of unknown type or with unknown fields.
+        ValueError: a vocabulary that does not fit the configuration, or a backbone of unknown type or fields.
     """
 
     config_class = SharedLMConfig
@@ -216,7 +216,8 @@ def _backbone_config(fields: Mapping[str, Any], vocabulary: Vocabulary) -> Pretr
             near = ", ".join(get_close_matches(name, known, 3)) or "none"
             raise ValueError(f"a {kind} backbone must have fields of its configuration, got {name!r}; near are {near}")
     ids = {f"{name}_token_id": vocabulary.special(f"<{name}>") for name in ("bos", "eos")}
-    return family(**{**fields, **ids, "vocab_size": vocabulary.size})
+    complete: dict[str, Any] = {**fields, **ids, "vocab_size": vocabulary.size}
+    return family(**complete)
 
 
 def _check_folder(folder: Path) -> None:

@@ -55,7 +55,8 @@ class DualTokenizer(VisualTokenizer):
         if encoder.image_size % decoder.stride or decoder.grid not in (None, self.side):
             raise ValueError(
                 f"the decoder must unfold to the encoder's {encoder.image_size} pixels, "
-                f"got one of stride {decoder.stride} and grid {decoder.grid or 'any'}; choose a stride that divides the side"
+                f"got one of stride {decoder.stride} and grid {decoder.grid or 'any'}; "
+                "choose a stride that divides the side"
             )
         self.encoder, self.semantic, self.pixel, self.decoder = encoder, semantic, pixel, decoder
         self.semantic_layer, self.pixel_layer = semantic_layer, pixel_layer

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import sha256
@@ -26,7 +26,8 @@ from ..data.files import atomic_file
 Action = Callable[[Path, dict[str, Any]], None]
 
 MARK = ".stage.json"
-_REFERENCE = re.compile(r"\$\{(\w+)\}")
+_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+_NAME = re.compile(r"\w[\w-]*")
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,17 @@ class Stage:
 
     def reads(self) -> list[str]:
         """Names of the stages whose folders its arguments mention, itself left out."""
-        found = sorted(set(_REFERENCE.findall(json.dumps(self.arguments))))
-        return [name for name in found if name != self.name]
+        found = {name for text in _strings(self.arguments) for name in _REFERENCE.findall(text)}
+        return sorted(found - {self.name})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages in the order they run, and the folder they write to."""
+    """Stages in the order they run, and the folder they write to.
+
+    Raises:
+        ValueError: names that are no folder names or not unique, or a stage that reads one that is not earlier.
+    """
 
     folder: Path
     stages: tuple[Stage, ...]
@@ -57,13 +62,16 @@ class Recipe:
     def __post_init__(self) -> None:
         earlier: list[str] = []
         for stage in self.stages:
+            if not _NAME.fullmatch(stage.name):
+                raise ValueError(f"stage names consist of letters, digits, _ and -, got {stage.name!r}; rename it")
             for name in stage.reads():
                 if name not in earlier:
                     raise ValueError(
-                        f"stage {stage.name!r} reads ${{{name}}}, which must be an earlier stage ({', '.join(earlier)})"
+                        f"stage {stage.name!r} reads ${{{name}}}, which must be an earlier stage "
+                        f"({', '.join(earlier) or 'there is none'}); reorder the stages or correct the name"
                     )
             if stage.name in earlier:
-                raise ValueError(f"stage names must be unique, got {stage.name!r} twice")
+                raise ValueError(f"stage names must be unique, got {stage.name!r} twice; rename one of them")
             earlier.append(stage.name)
 
     @classmethod
@@ -81,13 +89,13 @@ class Recipe:
         if not Path(path).is_file():
             raise FileNotFoundError(f"a recipe file was expected at {path}, which does not exist; check the path")
         try:
-            data = yaml.safe_load(Path(path).read_text())
+            data = yaml.load(Path(path).read_text(), _UniqueKeys)
         except yaml.YAMLError as error:
-            raise ValueError(f"{path} must be YAML, got {' '.join(str(error).split())}") from error
-        if not isinstance(data, dict) or not isinstance(data.get("stages"), dict) or "folder" not in data:
-            raise ValueError(f"{path} must be a mapping with folder and stages, got {_shape(data)}")
-        stages = tuple(_stage(name, entry) for name, entry in data["stages"].items())
-        return cls(Path(folder or data["folder"]), stages)
+            raise ValueError(f"{path} must be YAML, got {' '.join(str(error).split())}; correct the file") from error
+        if not isinstance(data, dict) or set(data) != {"folder", "stages"} or not isinstance(data["stages"], dict):
+            raise ValueError(f"{path} must be a mapping with folder and stages alone, got {_shape(data)}; correct it")
+        stages = tuple(_stage(str(name), entry) for name, entry in data["stages"].items())
+        return cls(Path(folder or str(data["folder"])), stages)
 
 
 @dataclass(frozen=True)
@@ -110,26 +118,28 @@ def run_recipe(
         announce: told in one line what happens to each stage.
 
     Raises:
-        ValueError: a stage asks for an unknown action; nothing has been run then.
+        ValueError: a stage asks for an unknown action, and nothing has been run then; or its folder holds files that no
+            stage wrote, or it did not write what it publishes.
     """
     _check_actions(recipe, actions)
     tell = announce or (lambda line: None)
     finished: list[Done] = []
-    prints: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for number, stage in enumerate(recipe.stages, 1):
         folder = recipe.folder / stage.name
-        prints[stage.name] = _fingerprint(stage, prints)
+        fingerprint = _fingerprint(stage, versions)
         mark = _read_mark(folder)
         title = f"[{number}/{len(recipe.stages)}] {stage.name}"
-        same = mark.get("fingerprint") == prints[stage.name]
-        if same and mark["finished"]:
+        same = mark.get("fingerprint") == fingerprint
+        skipped = same and mark["finished"]
+        if skipped:
             tell(f"{title}: finished before, skipped")
-            finished.append(Done(stage.name, mark["seconds"], skipped=True))
-            continue
-        tell(f"{title}: {'continues' if same else 'starts'}")
-        seconds = _carry_out(recipe, stage, actions[stage.run], prints[stage.name], mark if same else {})
-        tell(f"{title}: done in {seconds:.0f} s")
-        finished.append(Done(stage.name, seconds, skipped=False))
+        else:
+            tell(f"{title}: {'continues' if same else 'starts'}")
+            mark = _carry_out(recipe, stage, actions[stage.run], fingerprint, mark if same else {})
+            tell(f"{title}: done in {mark['seconds']:.0f} s")
+        versions[stage.name] = f"{fingerprint} {mark['started']}"  # begun anew, it may hold something else
+        finished.append(Done(stage.name, mark["seconds"], skipped))
     return finished
 
 
@@ -139,30 +149,53 @@ def timings(folder: Path) -> dict[str, float]:
     return {name: mark["seconds"] for mark, name in sorted(marks, key=lambda m: m[0]["started"]) if mark["finished"]}
 
 
-def _carry_out(recipe: Recipe, stage: Stage, action: Action, fingerprint: str, mark: Mapping[str, Any]) -> float:
+def _carry_out(
+    recipe: Recipe, stage: Stage, action: Action, fingerprint: str, mark: Mapping[str, Any]
+) -> dict[str, Any]:
     folder = recipe.folder / stage.name
-    if not mark and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    begun = time.time()
-    mark = {"fingerprint": fingerprint, "started": mark.get("started", begun), "seconds": mark.get("seconds", 0.0)}
+    if not mark:
+        _clear(folder)
+    begun, before = time.time(), mark.get("seconds", 0.0)
+    common = {"fingerprint": fingerprint, "started": mark.get("started", begun)}
 
-    def remember(finished: bool) -> float:
-        seconds = mark["seconds"] + time.time() - begun
-        with atomic_file(folder / MARK) as file:
-            file.write_text(json.dumps({**mark, "seconds": seconds, "finished": finished}))
-        return seconds
+    def remember(finished: bool) -> dict[str, Any]:
+        return _write_mark(folder, common | {"seconds": before + time.time() - begun, "finished": finished})
 
     remember(finished=False)
     try:
         action(folder, _resolve(dict(stage.arguments), recipe))
+        _publish(recipe, stage)
     except BaseException:
         remember(finished=False)
         raise
-    for name in stage.publish:
-        with atomic_file(recipe.folder / name) as file:
-            shutil.copyfile(folder / name, file)
     return remember(finished=True)
+
+
+def _clear(folder: Path) -> None:
+    """Empty the folder of a stage. Its mark stays and is void until then, so that an interruption does no harm."""
+    mark, found = _read_mark(folder), sorted(folder.iterdir()) if folder.is_dir() else []
+    if found and not mark:
+        raise ValueError(
+            f"{folder} must be empty or written by a stage, got {found[0].name} in it; choose another folder to run in"
+        )
+    if mark:
+        _write_mark(folder, mark | {"fingerprint": "", "finished": False})
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARK:
+            path.unlink()
+
+
+def _publish(recipe: Recipe, stage: Stage) -> None:
+    for name in stage.publish:
+        source = recipe.folder / stage.name / name
+        if not source.is_file():
+            raise ValueError(
+                f"stage {stage.name!r} must write {name}, which it publishes, got no such file; correct it"
+            )
+        with atomic_file(recipe.folder / name) as file:
+            shutil.copyfile(source, file)
 
 
 def _resolve(value: Any, recipe: Recipe) -> Any:
@@ -175,9 +208,26 @@ def _resolve(value: Any, recipe: Recipe) -> Any:
     return value
 
 
-def _fingerprint(stage: Stage, prints: Mapping[str, str]) -> str:
-    what = [stage.run, stage.arguments, stage.publish, [prints[name] for name in stage.reads()]]
-    return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def _fingerprint(stage: Stage, versions: Mapping[str, str]) -> str:
+    """Of what a stage does and reads; configuration files that it names count with their text."""
+    files = (Path(text) for text in _strings(stage.arguments) if text.endswith((".yaml", ".yml")))
+    texts = [file.read_text() for file in files if file.is_file()]
+    what = [stage.run, stage.arguments, stage.publish, [versions[name] for name in stage.reads()], texts]
+    return sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _write_mark(folder: Path, mark: dict[str, Any]) -> dict[str, Any]:
+    with atomic_file(folder / MARK) as file:
+        file.write_text(json.dumps(mark))
+    return mark
 
 
 def _read_mark(folder: Path) -> dict[str, Any]:
@@ -188,8 +238,14 @@ def _read_mark(folder: Path) -> dict[str, Any]:
 def _stage(name: str, entry: Any) -> Stage:
     known = {"run", "with", "publish"}
     if not isinstance(entry, dict) or not isinstance(entry.get("run"), str) or not set(entry) <= known:
-        raise ValueError(f"stage {name!r} must have run and may have with and publish, got {_shape(entry)}")
-    return Stage(name, entry["run"], entry.get("with") or {}, tuple(entry.get("publish") or ()))
+        raise ValueError(f"stage {name!r} must have run and may have with and publish, got {_shape(entry)}; correct it")
+    arguments, publish = entry.get("with") or {}, entry.get("publish") or []
+    if not isinstance(arguments, dict) or not isinstance(publish, list):
+        raise ValueError(
+            f"stage {name!r} must have a mapping under with and a list under publish, got {_shape(arguments)} and "
+            f"{_shape(publish)}; correct it"
+        )
+    return Stage(name, entry["run"], arguments, tuple(map(str, publish)))
 
 
 def _check_actions(recipe: Recipe, actions: Mapping[str, Action]) -> None:
@@ -202,3 +258,14 @@ def _check_actions(recipe: Recipe, actions: Mapping[str, Action]) -> None:
 
 def _shape(data: Any) -> str:
     return f"keys {', '.join(map(str, data))}" if isinstance(data, dict) else f"{type(data).__name__}"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's plain types; a key given twice is an error instead of the last one counting."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -270,7 +270,7 @@ def test_bad_arguments_of_the_source_are_refused():
         Scenes("small", "test")
     with pytest.raises(IndexError, match="index must lie in 0 to 4, got 5"):
         Scenes("small", count=5).scene(5)
-    with pytest.raises(ValueError, match="weights must be given for single_object, .* got 'poetry'"):
+    with pytest.raises(ValueError, match=r"weights must be given for single_object, .* got 'poetry'"):
         Scenes("small", weights={"poetry": 1.0}).scene(0)
     with pytest.raises(ValueError, match="weights must be above 0 for a task of the heldout split"):
         Scenes("small", "heldout", weights={"single_object": 1.0}).scene(0)

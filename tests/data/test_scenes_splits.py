@@ -139,7 +139,7 @@ def test_prompt_files_are_read_back(tmp_path):
 
 
 def test_bad_prompt_files_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a prompt file at .*absent.jsonl, found none"):
+    with pytest.raises(FileNotFoundError, match=r"expected a prompt file at .*absent\.jsonl, found none"):
         read_prompts(tmp_path / "absent.jsonl")
     path = tmp_path / "bad.jsonl"
     for line in ("not json", "[1]", '{"tag": "colors"}'):

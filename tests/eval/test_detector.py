@@ -117,6 +117,13 @@ def test_a_colour_off_the_palette_is_not_named():
     assert detection.color is None
 
 
+def test_merged_things_whose_median_is_the_background_are_no_obstacle():
+    image = np.full((64, 64, 3), 100, dtype=np.uint8)
+    image[10:30, 20:30], image[10:30, 30:40] = 0, 200
+    (detections,) = SceneDetector(World(background=100)).detect(image).values()
+    assert detections[0].score < COUNTING_THRESHOLD
+
+
 def test_long_regions_lose_half_their_confidence():
     world = World.full()
     image = np.full((64, 64, 3), 128, dtype=np.uint8)

@@ -189,6 +189,13 @@ def recorded(**changes: object) -> dict[str, object]:
     return {**case, **changes}
 
 
+def test_recordings_need_a_colour_for_every_box_that_counts():
+    with pytest.raises(
+        ValueError, match="case 7 must name a colour for each of the 2 boxes kept of 'dog', got 1; record"
+    ):
+        replay(recorded(colors={"dog": ["red"]}))
+
+
 def test_the_command_checks_recordings(tmp_path, capsys):
     path = tmp_path / "cases.jsonl"
     path.write_text(json.dumps(recorded()))

@@ -1,0 +1,42 @@
+"""``smalti ask``: answers to questions about a picture."""
+
+from __future__ import annotations
+
+import argparse
+
+from .arguments import add_model
+from .errors import UsageError
+from .models import load_pipeline, model_folder
+from .outputs import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``smalti ask``."""
+    parser.add_argument("picture", help="a picture")
+    parser.add_argument("question", nargs="+", help="questions about it")
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer to a question, or one line ``question: answer`` for each of several.
+
+    Raises:
+        BrokenImageError: no picture at that path.
+        UsageError: an empty question.
+        FileNotFoundError: a missing model.
+        ValueError: a word that the vocabulary lacks, or a damaged model.
+    """
+    questions = [question.strip() for question in args.question]
+    if "" in questions:
+        raise UsageError(f"every question must have words, got {args.question}; ask something")
+
+    from ..data.decoding import decode
+    from ..data.transforms import Crop, to_tensor
+
+    picture = decode(args.picture)
+    pipeline = load_pipeline(model_folder(args.model), args.device)
+    image = to_tensor(Crop(pipeline.tokenizer.image_size)(picture))
+    ids = pipeline.encode(image[None]).ids.expand(len(questions), -1, -1)
+    for question, answer in zip(questions, pipeline.answer_ids(ids, questions), strict=True):
+        say(answer if len(questions) == 1 else f"{question}: {answer}")
+    return 0

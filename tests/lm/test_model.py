@@ -1,0 +1,239 @@
+"""The shared language model: its loss, what it saves, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from smalti.lm.layout import TEXT, Batch
+from smalti.lm.model import SharedLM, SharedLMConfig
+from smalti.lm.vocabulary import Vocabulary
+from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
+from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
+from smalti.tokenizers.quantizers import VectorQuantizer
+from smalti.tokenizers.vq import VQTokenizer
+
+SPEC = CodeSpec(CodeLayout("grid", (2, 2)), (Codebook("semantic", 5), Codebook("pixel", 7, 2)))
+TEXTS = ("a red circle", "how many ? two")
+WIDTHS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
+LLAMA = {"model_type": "llama", **WIDTHS, **HEADS, "max_position_embeddings": 64}
+BACKBONES = {
+    "llama": LLAMA,
+    "qwen2": {"model_type": "qwen2", **WIDTHS, **HEADS},
+    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+}
+
+
+def model(backbone=LLAMA, fingerprint="f00d") -> SharedLM:
+    built = SharedLM.build(backbone, Vocabulary.train(TEXTS), SPEC, fingerprint).eval()
+    with torch.no_grad():  # far from uniform predictions
+        built.output_matrix.mul_(20)
+    return built
+
+
+def batch(lm: SharedLM) -> Batch:
+    ids = torch.randint(0, 5, (2, 4, 3))
+    written = lm.layout.text_to_image("a red circle", ids[0])
+    read = lm.layout.image_to_text(ids[1], "a circle", [("how many ?", "two")])
+    return lm.layout.collate([written, read])
+
+
+@pytest.mark.parametrize("kind", list(BACKBONES))
+def test_loss_equals_full_logits_restricted_to_the_block(kind):
+    lm = model(BACKBONES[kind])
+    found = batch(lm)
+    totals = {"text": [], "semantic": [], "pixel": []}
+    for row in range(2):
+        tokens, slots = found.tokens[row], found.slots[row]
+        places = slots.clamp_min(0)
+        where = (lm.positions.position.weight[places // 3] + lm.positions.column.weight[places % 3]) * (slots >= 0)[
+            :, None
+        ]
+        embedded = lm.backbone.get_input_embeddings().weight[tokens] + where
+        logits = lm.backbone(inputs_embeds=embedded[None]).logits[0]
+        for place in range(1, len(tokens)):
+            if found.learned[row, place]:
+                slot = int(slots[place])
+                name = "text" if slot == TEXT else ("semantic", "pixel", "pixel")[slot % 3]
+                ids = list(range(lm.vocabulary.text_size + 8) if slot == TEXT else lm.vocabulary.block(name))
+                chosen = ids.index(int(tokens[place]))
+                totals[name].append(-logits[place - 1, ids].log_softmax(0)[chosen])
+    output = lm(found)
+    for name, values in totals.items():
+        torch.testing.assert_close(output.blocks[name].mean, torch.stack(values).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.loss, sum(block.mean for block in output.blocks.values()))
+
+
+def test_weights_scale_their_block():
+    lm = model()
+    found = batch(lm)
+    blocks = lm(found).blocks
+    weighted = lm(found, {"text": 0.0, "pixel": 2.0}).loss
+    torch.testing.assert_close(weighted, blocks["semantic"].mean + 2 * blocks["pixel"].mean)
+
+
+@pytest.mark.parametrize("kind", list(BACKBONES))
+def test_padding_changes_nothing(kind):
+    lm = model(BACKBONES[kind])
+    together = batch(lm)
+    lengths = [int((together.tokens[row] != lm.vocabulary.special("<pad>")).sum()) for row in range(2)]
+    assert lengths[0] != lengths[1]
+    parts = [(slice(row, row + 1), slice(length)) for row, length in enumerate(lengths)]
+    alone = [lm(Batch(together.tokens[p], together.slots[p], together.learned[p])).blocks for p in parts]
+    for name, block in lm(together).blocks.items():
+        counts = torch.stack([single[name].tokens for single in alone])
+        means = torch.stack([single[name].mean for single in alone])
+        assert int(block.tokens) == int(counts.sum())
+        torch.testing.assert_close(block.mean, (means * counts).sum() / counts.sum(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", list(BACKBONES))
+def test_gradients_reach_every_parameter(kind):
+    lm = model(BACKBONES[kind])
+    lm(batch(lm)).loss.backward()
+    silent = [name for name, p in lm.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert silent == []
+
+
+def test_bfloat16_autocast_stays_close():
+    lm = model()
+    found = batch(lm)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = lm(found).loss
+    half.backward()
+    assert half.dtype == torch.float32
+    assert float(half) == pytest.approx(float(lm(found).loss), rel=0.02)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in lm.parameters())
+
+
+def test_same_seed_builds_the_same_model():
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        found.append(model().state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("kind", list(BACKBONES))
+def test_saved_and_loaded_is_bit_equal(tmp_path, kind):
+    lm = model(BACKBONES[kind])
+    lm.save_pretrained(tmp_path / "lm")
+    loaded = SharedLM.from_pretrained(tmp_path / "lm")
+    before, after = lm.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (loaded.spec, loaded.config.tokenizer_fingerprint) == (SPEC, "f00d")
+    assert loaded.vocabulary.model == lm.vocabulary.model
+    assert not loaded.training
+    found = batch(lm)
+    assert torch.equal(lm(found).loss, loaded(found).loss)
+    assert [path.name for path in tmp_path.iterdir()] == ["lm"]
+
+
+def test_no_folder_is_an_error(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="lacks config.json, model.safetensors, vocabulary.model, vocabulary.js"
+    ):
+        SharedLM.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocabulary.model", "vocabulary.json"])
+def test_a_missing_file_is_named(tmp_path, name):
+    model().save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=f"should hold a language model but lacks {name}; save or train it again"
+    ):
+        SharedLM.from_pretrained(tmp_path)
+
+
+def test_truncated_weights_are_an_error(tmp_path):
+    model().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="does not hold a readable language model .*; save it again"):
+        SharedLM.from_pretrained(tmp_path)
+
+
+def test_a_missing_key_is_an_error(tmp_path):
+    model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["positions.position.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"key by key, got .*missing_keys.*positions\.position\.weight"):
+        SharedLM.from_pretrained(tmp_path)
+
+
+def test_an_unknown_key_is_an_error(tmp_path):
+    model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"extra": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="key by key, got .*unexpected_keys.*extra"):
+        SharedLM.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_shape_are_an_error(tmp_path):
+    model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["positions.column.weight"] = torch.zeros(9, 16)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="XXX"):
+        SharedLM.from_pretrained(tmp_path)
+
+
+def test_another_vocabulary_is_an_error(tmp_path):
+    lm = model()
+    lm.save_pretrained(tmp_path)
+    Vocabulary.train(["one more word"]).with_codebooks(SPEC.codebooks).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"built for {lm.vocabulary.size} ids, its vocabulary has 24; load both"):
+        SharedLM.from_pretrained(tmp_path)
+
+
+def test_check_tokenizer_names_both():
+    parts = {"dim": 8, "width": 8, "multipliers": (1, 1), "blocks": 1}
+    tokenizer = VQTokenizer(ConvEncoder(**parts), VectorQuantizer(dim=4, codebook_size=16), ConvDecoder(**parts), 8)
+    vocabulary = Vocabulary.train(TEXTS)
+    SharedLM.build(LLAMA, vocabulary, tokenizer.spec, tokenizer.fingerprint()).check_tokenizer(tokenizer)
+    message = (
+        r"trained with tokenizer f00d \(grid 2x2: semantic 5x1, pixel 7x2\), got tokenizer "
+        rf"{tokenizer.fingerprint()} \(grid 4x4: pixel 16x1\); load the tokenizer"
+    )
+    with pytest.raises(ValueError, match=message):
+        model().check_tokenizer(tokenizer)
+
+
+def test_unknown_model_type_names_near_ones():
+    with pytest.raises(ValueError, match="model_type that transformers knows, got 'lama'; near are .*llama"):
+        model({**LLAMA, "model_type": "lama"})
+    with pytest.raises(ValueError, match="got 'None'; near are"):
+        model({})
+
+
+def test_misspelt_field_names_near_ones():
+    with pytest.raises(
+        ValueError, match="a llama backbone must have fields .*, got 'hiden_size'; near are hidden_size"
+    ):
+        model({**LLAMA, "hiden_size": 8})
+
+
+def test_fields_that_transformers_renames_are_taken():
+    assert model({**LLAMA, "rope_theta": 123.0}).backbone.config.rope_parameters["rope_theta"] == 123.0
+    gpt2 = {"model_type": "gpt2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    assert model(gpt2).positions.position.weight.shape == (4, 16)
+
+
+def test_too_long_sequences_are_an_error():
+    lm = model({**LLAMA, "max_position_embeddings": 20})
+    with pytest.raises(ValueError, match="have at most 20 tokens, got 26; raise max_position_embeddings"):
+        lm(batch(lm))
+
+
+def test_configuration_survives_json():
+    config = model().config
+    again = SharedLMConfig.from_dict(json.loads(config.to_json_string()))
+    assert (again.backbone, again.spec) == (LLAMA, SPEC.to_dict())
+    assert (again.vocabulary_size, again.tokenizer_fingerprint) == (config.vocabulary_size, "f00d")
