@@ -44,7 +44,7 @@ class Number(argparse.Action):
                 f"at {end} {bound}" for end, bound in (("least", self.least), ("most", self.most)) if bound is not None
             )
             kind = "a whole number" if self.kind is int else "a finite number"
-            wanted = " and ".join([kind, *bounds])
+            wanted = ", ".join([kind, *bounds])
             raise UsageError(f"{option_string or self.dest} must be {wanted}, got {str(values)!r}")
         setattr(namespace, self.dest, value)
 

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the answer to a question, or one line ``question: answer`` for each of several.
+    """Print the answer to a question, or one line ``question answer`` for each of several.
 
     Raises:
         BrokenImageError: no picture at that path.
@@ -38,5 +38,5 @@ def run(args: argparse.Namespace) -> int:
     image = to_tensor(Crop(pipeline.tokenizer.image_size)(picture))
     ids = pipeline.encode(image[None]).ids.expand(len(questions), -1, -1)
     for question, answer in zip(questions, pipeline.answer_ids(ids, questions), strict=True):
-        say(answer if len(questions) == 1 else f"{question}: {answer}")
+        say(answer if len(questions) == 1 else f"{question} {answer}")
     return 0

@@ -108,7 +108,7 @@ def encode_pictures(
             parts.append(tokenizer.encode(loaded.images.to(tokenizer.device, tokenizer.dtype)).to("cpu"))
             bar.update(loaded.seen, len(pictures))
     if not parts:
-        raise ValueError(f"at least one readable picture is needed, got {len(pictures)} broken ones; check the paths")
+        raise ValueError(f"at least one readable picture is needed, got {len(pictures)} broken; check the paths")
     coded = CodesFile(Codes.cat(parts), tuple(names), tokenizer.fingerprint(), crop.describe())
     return coded, torch.cat(originals)
 

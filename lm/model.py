@@ -182,7 +182,7 @@ class SharedLM(PreTrainedModel):
         """
         folder = Path(pretrained_model_name_or_path)
         _check_folder(folder)
-        options: dict[str, Any] = {**kwargs, "output_loading_info": True}
+        options: dict[str, Any] = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}  # reported
         options["vocabulary"] = Vocabulary.from_pretrained(str(folder))
         try:
             loaded: Any = super().from_pretrained(folder, **options)

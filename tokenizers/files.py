@@ -68,7 +68,7 @@ class CodesFile:
                 about = json.loads((file.metadata() or {})[_ENTRY])
                 ids, mask = file.get_tensor("ids").long(), file.get_tensor("mask")
             fingerprint, spec, transform, names = (about[name] for name in _FIELDS)
-        except SafetensorError as error:
+        except (SafetensorError, json.JSONDecodeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"{path} should be a safetensors file, got a damaged one ({reason}); encode the pictures again"

@@ -96,7 +96,7 @@ def test_draws_follow_softmax():
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}])
 def test_sampling_out_of_range_is_an_error(wrong):
-    with pytest.raises(ValueError, match="needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got .*; 1, 0 and 1"):
+    with pytest.raises(ValueError, match=r"needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got .*; 1, 0 and 1"):
         Sampling(**wrong)
 
 

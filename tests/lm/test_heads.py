@@ -20,11 +20,8 @@ NAMES = ["semantic", "pixel", "pixel"] * 2  #: of the slots
 
 
 def batch():
-    written, read = (
-        LAYOUT.text_to_image("a red circle", IDS),
-        LAYOUT.image_to_text(IDS, "a circle", [("how many", "two")]),
-    )
-    return LAYOUT.collate([written, read])
+    read = LAYOUT.image_to_text(IDS, "a circle", [("how many", "two")])
+    return LAYOUT.collate([LAYOUT.text_to_image("a red circle", IDS), read])
 
 
 def test_blocks_of_slots():

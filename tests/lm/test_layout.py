@@ -98,7 +98,7 @@ def test_collate_pads_on_the_right():
 
 
 def test_vocabulary_without_the_blocks_is_an_error():
-    with pytest.raises(ValueError, match="must have the blocks .*semantic.* of the tokenizer, got .*; make them with"):
+    with pytest.raises(ValueError, match=r"must have the blocks .*semantic.* of the tokenizer, got .*; make them with"):
         SequenceLayout(VOCABULARY.with_codebooks(BOOKS[:1]), SPEC)
 
 

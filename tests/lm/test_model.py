@@ -50,10 +50,8 @@ def test_loss_equals_full_logits_restricted_to_the_block(kind):
     for row in range(2):
         tokens, slots = found.tokens[row], found.slots[row]
         places = slots.clamp_min(0)
-        where = (lm.positions.position.weight[places // 3] + lm.positions.column.weight[places % 3]) * (slots >= 0)[
-            :, None
-        ]
-        embedded = lm.backbone.get_input_embeddings().weight[tokens] + where
+        where = lm.positions.position.weight[places // 3] + lm.positions.column.weight[places % 3]
+        embedded = lm.backbone.get_input_embeddings().weight[tokens] + where * (slots >= 0)[:, None]
         logits = lm.backbone(inputs_embeds=embedded[None]).logits[0]
         for place in range(1, len(tokens)):
             if found.learned[row, place]:
@@ -106,7 +104,7 @@ def test_bfloat16_autocast_stays_close():
         half = lm(found).loss
     half.backward()
     assert half.dtype == torch.float32
-    assert float(half) == pytest.approx(float(lm(found).loss), rel=0.02)
+    assert half.item() == pytest.approx(lm(found).loss.item(), rel=0.02)
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in lm.parameters())
 
 
@@ -135,9 +133,7 @@ def test_saved_and_loaded_is_bit_equal(tmp_path, kind):
 
 
 def test_no_folder_is_an_error(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="lacks config.json, model.safetensors, vocabulary.model, vocabulary.js"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"lacks config.json, model.safetensors, vocabulary.model, "):
         SharedLM.from_pretrained(tmp_path / "nowhere")
 
 
@@ -155,7 +151,7 @@ def test_truncated_weights_are_an_error(tmp_path):
     model().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="does not hold a readable language model .*; save it again"):
+    with pytest.raises(ValueError, match=r"does not hold a readable language model .*; save it again"):
         SharedLM.from_pretrained(tmp_path)
 
 
@@ -172,7 +168,7 @@ def test_an_unknown_key_is_an_error(tmp_path):
     model().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file(weights | {"extra": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="key by key, got .*unexpected_keys.*extra"):
+    with pytest.raises(ValueError, match=r"key by key, got .*unexpected_keys.*extra"):
         SharedLM.from_pretrained(tmp_path)
 
 
@@ -181,7 +177,7 @@ def test_weights_of_another_shape_are_an_error(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights["positions.column.weight"] = torch.zeros(9, 16)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="XXX"):
+    with pytest.raises(ValueError, match=r"key by key, got .*mismatched_keys.*positions.column.weight"):
         SharedLM.from_pretrained(tmp_path)
 
 
@@ -207,16 +203,14 @@ def test_check_tokenizer_names_both():
 
 
 def test_unknown_model_type_names_near_ones():
-    with pytest.raises(ValueError, match="model_type that transformers knows, got 'lama'; near are .*llama"):
+    with pytest.raises(ValueError, match=r"model_type that transformers knows, got 'lama'; near are .*llama"):
         model({**LLAMA, "model_type": "lama"})
     with pytest.raises(ValueError, match="got 'None'; near are"):
         model({})
 
 
 def test_misspelt_field_names_near_ones():
-    with pytest.raises(
-        ValueError, match="a llama backbone must have fields .*, got 'hiden_size'; near are hidden_size"
-    ):
+    with pytest.raises(ValueError, match=r"llama backbone must have fields .*, got 'hiden_size'; near are hidden_size"):
         model({**LLAMA, "hiden_size": 8})
 
 

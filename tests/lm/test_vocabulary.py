@@ -21,14 +21,14 @@ def vocabulary() -> Vocabulary:
 def test_every_id_means_one_thing():
     found = vocabulary()
     assert found.text_size == 1 + len(WORDS)  # and the unknown piece
-    assert [found.special(token) for token in SPECIALS] == list(range(9, 17))
-    assert found.block("semantic") == range(17, 22)
-    assert found.block("pixel") == range(22, 29)  # two columns share one block
-    assert found.size == 29
+    assert [found.special(token) for token in SPECIALS] == list(range(10, 18))
+    assert found.block("semantic") == range(18, 23)
+    assert found.block("pixel") == range(23, 30)  # two columns share one block
+    assert found.size == 30
 
 
 def test_without_codebooks_only_text_and_specials():
-    assert Vocabulary.train(TEXTS).size == 9 + len(SPECIALS)
+    assert Vocabulary.train(TEXTS).size == 10 + len(SPECIALS)
 
 
 def test_words_are_one_id_each_and_come_back():
@@ -61,7 +61,7 @@ def test_other_models_split_unknown_words(kind):
 
 
 def test_unknown_words_are_named_with_near_ones():
-    message = r"vocabulary of 9 pieces, got 'rde' \(near: red\), 'cirkle' \(near: circle\); reword"
+    message = r"vocabulary of 10 pieces, got 'rde' \(near: red\), 'cirkle' \(near: circle\); reword"
     with pytest.raises(ValueError, match=message):
         vocabulary().encode("a rde cirkle")
 
@@ -82,7 +82,7 @@ def test_training_needs_text():
 
 
 def test_unknown_special_and_codebook_are_named():
-    with pytest.raises(ValueError, match="special tokens are <pad>, .*, got '<end>'"):
+    with pytest.raises(ValueError, match=r"special tokens are <pad>, .*, got '<end>'"):
         vocabulary().special("<end>")
     with pytest.raises(ValueError, match=r"blocks for \['semantic', 'pixel'\], got 'depth'; add it"):
         vocabulary().block("depth")
@@ -98,7 +98,7 @@ def test_saved_and_loaded_is_the_same(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="which lacks vocabulary.model, vocabulary.json; save or train"):
+    with pytest.raises(FileNotFoundError, match=r"which lacks vocabulary.model, vocabulary.json; save or train"):
         Vocabulary.from_pretrained(str(tmp_path))
     vocabulary().save_pretrained(tmp_path)
     (tmp_path / MODEL_FILE).unlink()
@@ -110,14 +110,14 @@ def test_missing_files_are_named(tmp_path):
 def test_damaged_files_are_an_error(tmp_path, name, content):
     vocabulary().save_pretrained(tmp_path)
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match="does not hold a readable vocabulary .*; save it again"):
+    with pytest.raises(ValueError, match=r"does not hold a readable vocabulary .*; save it again"):
         Vocabulary.from_pretrained(str(tmp_path))
 
 
-@pytest.mark.parametrize("change", [{"text": 12}, {"specials": ["<pad>"]}])
+@pytest.mark.parametrize("change", [{"text": 13}, {"specials": ["<pad>"]}])
 def test_files_that_disagree_are_an_error(tmp_path, change):
     vocabulary().save_pretrained(tmp_path)
     layout = json.loads((tmp_path / LAYOUT_FILE).read_text())
     (tmp_path / LAYOUT_FILE).write_text(json.dumps(layout | change))
-    with pytest.raises(ValueError, match="should have 9 text pieces and specials .* train it again"):
+    with pytest.raises(ValueError, match=r"should have 10 text pieces and specials .* train it again"):
         Vocabulary.from_pretrained(str(tmp_path))

@@ -1,0 +1,108 @@
+"""One tiny model with random weights for the everyday commands, saved once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from smalti.cli.main import main
+from smalti.generation.pipeline import TextToImagePipeline
+from smalti.lm.model import SharedLM
+from smalti.lm.vocabulary import Vocabulary
+from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
+from smalti.tokenizers.quantizers import VectorQuantizer
+from smalti.tokenizers.vq import VQTokenizer
+
+TEXTS = ("a red circle above a blue square", "is there a red circle", "how many squares", "yes no two")
+BACKBONE = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+def tiny_tokenizer(seed: int) -> VQTokenizer:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sizes = {"dim": 8, "width": 8, "multipliers": (1, 1, 2), "blocks": 1}
+        quantizer = VectorQuantizer(dim=8, codebook_size=16)
+        return VQTokenizer(ConvEncoder(**sizes), quantizer, ConvDecoder(**sizes), image_size=16).eval()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """A pipeline folder: 16 pixels, 4x4 codes of 16."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = tiny_tokenizer(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lm = SharedLM.build(BACKBONE, Vocabulary.train(TEXTS), tokenizer.spec, tokenizer.fingerprint())
+    TextToImagePipeline(tokenizer, lm).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(model) -> TextToImagePipeline:
+    return TextToImagePipeline.from_pretrained(model)
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer(tmp_path_factory) -> Path:
+    """A tokenizer of the same shape with other weights."""
+    folder = tmp_path_factory.mktemp("models") / "other"
+    tiny_tokenizer(1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def broken_model(model, tmp_path) -> Path:
+    """A copy of the model that a test may damage."""
+    return Path(shutil.copytree(model, tmp_path / "model"))
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must end in exit code 2 and exactly one line on standard error; returns the line."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert end.value.code == 2
+        assert printed.out == ""
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1
+        return printed.err.strip()
+
+    return run
+
+
+@pytest.fixture
+def answers(capsys):
+    """Run a command that must succeed; returns the lines on standard output."""
+
+    def run(*arguments: object) -> list[str]:
+        assert main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Make every PNG end in a full disk."""
+    from errno import ENOSPC
+
+    from PIL import Image
+
+    def save(self, path, **options):
+        Path(path).write_bytes(b"half a pict")
+        raise OSError(ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", save)

@@ -1,0 +1,211 @@
+"""Training of the language model from stored codes: it learns, resumes exactly, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.generation.pipeline import TextToImagePipeline
+from smalti.generation.sampler import Sampling, sample_codes
+from smalti.lm.vocabulary import Vocabulary
+from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
+from smalti.tokenizers.quantizers import VectorQuantizer
+from smalti.tokenizers.vq import VQTokenizer
+from smalti.training.lm import LanguageModelTraining, TokenData
+from smalti.training.optimizer import OptimizerSettings
+
+RECORDS = [
+    TokenRecord("a red circle", (("how many ?", "two"), ("what color ?", "red"))),
+    TokenRecord("a blue square", (("how many ?", "one"), ("what color ?", "blue"))),
+]
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tokenizer, two pictures and eight pictures coded with it, one picture of another tokenizer."""
+    root = tmp_path_factory.mktemp("codes")
+    torch.manual_seed(0)
+    parts = {"dim": 8, "width": 8, "multipliers": (1, 1), "blocks": 1}
+    tokenizer = VQTokenizer(ConvEncoder(**parts), VectorQuantizer(dim=4, codebook_size=16), ConvDecoder(**parts), 8)
+    tokenizer.save_pretrained(root / "tokenizer")
+    ids, spec = torch.randint(0, 16, (8, 16, 1)), tokenizer.spec.to_dict()
+    TokenStore(ids[:2], RECORDS, spec, tokenizer.fingerprint(), {}).save(root / "two")
+    TokenStore(ids, RECORDS * 4, spec, tokenizer.fingerprint(), {}).save(root / "eight")
+    TokenStore(ids[:1], RECORDS[:1], spec, "0123456789abcdef", {}).save(root / "foreign")
+    return root
+
+
+def module(folder, **options) -> LanguageModelTraining:
+    vocabulary = Vocabulary.train(text for r in RECORDS for text in (r.caption, *sum(r.questions, ())))
+    options = {"optimizer": OptimizerSettings(learning_rate=1e-2, warmup_steps=5)} | options
+    return LanguageModelTraining(str(folder / "tokenizer"), vocabulary, dict(LLAMA), **options)
+
+
+def trainer(root, **options) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    options = quiet | {"enable_model_summary": False, "num_sanity_val_steps": 0} | options
+    return Trainer(**options, default_root_dir=root)
+
+
+def fitted(folder, tmp_path, steps=6, resume=None, callbacks=(), **options) -> LanguageModelTraining:
+    found = module(folder, caption_dropout=0.5, **options)
+    tokens = TokenData(str(folder / "eight"), batch_size=2)
+    trainer(tmp_path, max_steps=steps, callbacks=list(callbacks)).fit(found, tokens, ckpt_path=resume)
+    return found
+
+
+def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_pictures_are_learned_by_heart_in_both_directions(folder, tmp_path):
+    found = module(folder, caption_dropout=0.0, save_to=str(tmp_path / "model"))
+    data = TokenData(str(folder / "two"), str(folder / "two"), batch_size=2)
+    run = trainer(tmp_path, max_steps=60, check_val_every_n_epoch=60)
+    run.fit(found, data)
+    scores = run.callback_metrics
+    assert scores["train/pixel"].item() < 0.02
+    assert scores["train/text"].item() < 0.02
+    assert scores["val/pixel"].item() < 0.02
+    assert scores["val/answers"].item() == 1.0
+
+    pipeline = TextToImagePipeline.from_pretrained(tmp_path / "model")
+    assert equal(pipeline.lm, found.model)
+    ids = data.train.ids.long()
+    captions = [record.caption for record in RECORDS]
+    generators = [torch.Generator().manual_seed(0) for _ in captions]
+    written = sample_codes(pipeline.lm, captions, generators, Sampling(guidance=1.0))
+    assert torch.equal(written.ids, ids)
+    assert pipeline.answer_ids(ids, ["how many ?", "what color ?"]) == ["two", "blue"]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(folder, tmp_path):
+    class SaveAt(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 3:  # of the four batches of an epoch
+                trainer.save_checkpoint(tmp_path / "third.ckpt")
+
+    whole = fitted(folder, tmp_path, callbacks=[SaveAt()])
+    resumed = fitted(folder, tmp_path, resume=tmp_path / "third.ckpt")
+    assert equal(whole, resumed)
+
+
+def test_one_seed_gives_bit_equal_weights_on_two_threads(folder, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        one, same = (fitted(folder, tmp_path, steps=3) for _ in range(2))
+    finally:
+        torch.set_num_threads(before)
+    assert equal(one, same)
+
+
+def test_another_seed_gives_other_weights(folder, tmp_path):
+    assert not equal(fitted(folder, tmp_path, steps=1), fitted(folder, tmp_path, steps=1, seed=1))
+
+
+def test_building_a_model_leaves_the_random_state_alone(folder):
+    state = torch.get_rng_state()
+    module(folder, seed=7)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_half_precision_training_stays_finite(folder, tmp_path):
+    found = module(folder)
+    run = trainer(tmp_path, max_steps=3, precision="bf16-mixed")
+    run.fit(found, TokenData(str(folder / "two"), batch_size=2))
+    assert run.callback_metrics["guard/skipped"].item() == 0
+    assert all(p.dtype == torch.float32 and bool(p.isfinite().all()) for p in found.parameters())
+
+
+def batch(folder, name="two") -> list:
+    store = TokenStore.open(folder / name)
+    return [store[index] for index in range(len(store))]
+
+
+def seen(monkeypatch, found, items):
+    """The batch that the model gets."""
+    kept = []
+    forward = type(found.model).forward
+    monkeypatch.setattr(type(found.model), "forward", lambda self, *args: kept.append(args[0]) or forward(self, *args))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # logging without a trainer
+        found.training_loss(items)
+    return kept[0]
+
+
+def test_every_picture_is_written_and_read(folder, monkeypatch):
+    found = module(folder, caption_dropout=0.0, questions=1)
+    given = seen(monkeypatch, found, batch(folder))
+    layout, store = found.model.layout, TokenStore.open(folder / "two")
+    assert len(given.tokens) == 4
+    for row, record in enumerate(RECORDS):
+        written = layout.text_to_image(record.caption, store[row]["ids"])
+        length = len(written.tokens)
+        assert torch.equal(given.tokens[row, :length], written.tokens)
+        assert torch.equal(given.learned[row, :length], written.learned)
+        options = [layout.image_to_text(store[row]["ids"], record.caption, [pair]) for pair in record.questions]
+        read = given.tokens[2 + row]
+        assert any(torch.equal(read[: len(option.tokens)], option.tokens) for option in options)
+
+
+@pytest.mark.parametrize(("dropout", "learned"), [(0.0, 0), (1.0, 16)])
+def test_dropout_learns_codes_without_a_caption(folder, monkeypatch, dropout, learned):
+    given = seen(monkeypatch, module(folder, caption_dropout=dropout), batch(folder))
+    codes = given.learned & (given.slots >= 0)
+    assert codes.sum(1).tolist() == [16, 16, learned, learned]
+
+
+def test_pictures_without_a_caption_are_read_only(folder, monkeypatch):
+    items = [item | {"caption": None, "questions": ()} for item in batch(folder)]
+    given = seen(monkeypatch, module(folder, caption_dropout=1.0), items)
+    assert (given.learned & (given.slots >= 0)).sum(1).tolist() == [16, 16]
+
+
+def test_weights_reach_the_loss(folder):
+    items = batch(folder)
+    losses = []
+    for weights in ({"text": 1.0, "pixel": 0.0}, {"text": 0.0, "pixel": 1.0}, {}):
+        torch.manual_seed(0)
+        losses.append(module(folder, weights=weights).training_loss(items))
+    torch.testing.assert_close(losses[0] + losses[1], losses[2])
+
+
+def test_a_store_of_another_tokenizer_is_refused(folder, tmp_path):
+    found = module(folder)
+    expected = found.model.config.tokenizer_fingerprint
+    message = f"must come from tokenizer {expected} of the language model, got one of 0123456789abcdef; encode"
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, max_steps=1).fit(found, TokenData(str(folder / "foreign"), batch_size=1))
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, max_steps=1).fit(found, TokenData(str(folder / "two"), str(folder / "foreign"), batch_size=1))
+
+
+def test_weights_of_unknown_losses_are_an_error(folder):
+    with pytest.raises(ValueError, match="weights must name the losses text, pixel, got semantic; correct or remove"):
+        module(folder, weights={"semantic": 1.0})
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.5])
+def test_dropout_out_of_range_is_an_error(folder, dropout):
+    with pytest.raises(ValueError, match=rf"caption_dropout must lie in \[0, 1\], got {dropout}; 0.1 is usual"):
+        module(folder, caption_dropout=dropout)
+
+
+def test_a_folder_without_a_store_is_an_error(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="a token store was expected in"):
+        TokenData(str(tmp_path))
