@@ -53,6 +53,11 @@ def test_top_k_renormalizes():  # 0.5 / 0.8 = 0.625
     assert drawn([0.2, 0.5, 0.3], [0.81], top_k=9) == [0]
 
 
+def test_edges_belong_to_the_next_id():  # exact in binary
+    assert drawn([0.25] * 4, [0.0, 0.25, 0.5, 0.75]) == [0, 1, 2, 3]
+    assert drawn([0.25] * 4, [0.999], top_p=0.5) == [1]  # two of them reach one half
+
+
 def test_top_p_keeps_until_p_is_reached():
     quarters = [0.125, 0.5, 0.25, 0.125]
     assert drawn(quarters, [0.0, 0.999], top_p=0.499) == [1, 1]
@@ -78,10 +83,12 @@ def test_ties_go_to_the_lower_id():
     assert drawn(quarter, [0.999], top_k=2) == [1]
     assert drawn(quarter, [0.999], temperature=0.0) == [0]
     assert drawn([0.1, 0.45, 0.45], [0.3, 0.6], top_k=1) == [1, 1]
+    assert drawn([1.0] * 5000, [0.5], top_k=1) == [0]  # sorting that many is not stable by itself
 
 
 def test_impossible_ids_are_never_drawn():
     assert drawn([0.0, 0.5, 0.5, 0.0], [0.0, math.nextafter(1, 0)]) == [1, 2]
+    assert drawn([0.2, 0.5, 0.3], [1.0], top_k=2) == [2]  # where rounding reaches the end
 
 
 def test_draws_follow_softmax():
