@@ -19,10 +19,10 @@ from ..generation.pipeline import TextToImagePipeline
 from ..lm.vocabulary import Vocabulary
 from ..tokenizers.base import VisualTokenizer
 from ..training.encode import encode_source, texts_of
-from ..training.recipe import Action, Recipe, run_recipe
+from ..training.recipe import Action, Recipe, run_recipe, timings
 from .fit import import_vocabulary, run_lightning
-from .typed import build_arguments
 from .progress import Bar
+from .typed import build_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,8 @@ def score(folder: Path, model: str, settings: SuiteSettings) -> None:
 
 def report(folder: Path, scores: str, title: str, logs: dict[str, str] | None = None) -> None:
     """Write ``report.html`` from the folder of a ``score`` stage and the folders of ``fit`` stages."""
-    write_scene_report(folder / "report.html", title, Path(scores), {n: Path(p) for n, p in (logs or {}).items()})
+    folders = {name: Path(path) for name, path in (logs or {}).items()}
+    write_scene_report(folder / "report.html", title, Path(scores), folders, stages=timings(folder.parent))
 
 
 def _typed(function: Callable[..., None]) -> Action:

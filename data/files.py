@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ class DiskFullError(OSError):
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path) -> Generator[Path]:
     """Yield a path beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
 
     Raises:
@@ -37,7 +37,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Generator[Path]:
     """Yield a folder beside ``path`` to fill; it takes the place of ``path`` when the block ends well.
 
     Raises:
@@ -66,7 +66,7 @@ def _replace_folder(partial: Path, target: Path) -> None:
 
 
 @contextmanager
-def _disk_full(target: Path) -> Iterator[None]:
+def _disk_full(target: Path) -> Generator[None]:
     try:
         yield
     except Exception as error:  # safetensors and torch wrap the OS error in classes of their own

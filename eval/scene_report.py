@@ -15,7 +15,7 @@ from .suite import Evidence, spread
 
 
 def write_scene_report(
-    path: str | Path, title: str, scores: Path, logs: Mapping[str, Path], stages: Mapping[str, float] | None = None
+    path: str | Path, title: str, scores: Path, logs: Mapping[str, Path], *, stages: Mapping[str, float] | None = None
 ) -> None:
     """Write one HTML file.
 
@@ -31,7 +31,7 @@ def write_scene_report(
         path,
         Report(
             title,
-            subtitle=f"{result.model['tokenizer']} and a {result.model['lm']} language model on {result.protocol.dataset}",
+            subtitle="{tokenizer} and a {lm} LM".format_map(result.model) + f" on {result.protocol.dataset}",
             headlines=_headlines(result),
             protocols={"all scores": result.protocol},
             tasks=_tasks(result, evidence),
@@ -78,7 +78,7 @@ def _headlines(result: Result) -> list[Headline]:
             scene["overall"],
             {name: scene[name] for name in ("strict", "chance", "ceiling", "oracle")}
             | {"untrained": base["scene_eval"]["overall"]},
-            note=f"{scene['images']} pictures; interval {scene['interval']['low']:.3f} to {scene['interval']['high']:.3f}",
+            note="{images} pictures; 95 % interval {low:.3f} to {high:.3f}".format_map({**scene, **scene["interval"]}),
         ),
     ]
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ..data.scenes import Scenes
 from ..data.transforms import from_uint8, to_uint8
 from ..generation.pipeline import TextToImagePipeline
 from ..generation.sampler import Sampling
-from ..lm.model import SharedLM
+from ..lm.model import SharedLM, SharedLMConfig
 from ..tokenizers.base import VisualTokenizer
 from .metrics import ReconstructionMetrics
 from .protocol import Protocol, state_hash, text_hash, write_result
@@ -130,7 +130,13 @@ def score_scenes(
     write_result(Path(folder) / "scores.json", results, _protocol(model, sources["heldout"], settings), _model(model))
     tell("captions")
     evidence = Evidence(
-        originals, rebuilt, samples, _verdicts(scores), answers, _captions(model, sources["heldout"], originals), _usage(model, codes)
+        originals,
+        rebuilt,
+        samples,
+        _verdicts(scores),
+        answers,
+        _captions(model, sources["heldout"], originals),
+        _usage(model, codes),
     )
     evidence.save(folder)
     return evidence
@@ -261,11 +267,11 @@ def _untrained(
     model: TextToImagePipeline, originals: Images, sources: dict[str, Scenes], settings: SuiteSettings
 ) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
-    fresh = SharedLM(model.lm.config, model.lm.vocabulary).eval()
+    fresh = SharedLM(cast("SharedLMConfig", model.lm.config), model.lm.vocabulary).eval()
     other = TextToImagePipeline(model.tokenizer, fresh)
     world, entries = sources["heldout"].world, prompts(sources["heldout"].world, settings.seed)
     images = _draw(other, [entry["prompt"] for entry in entries], settings)
-    blank = type(model.tokenizer).from_config(model.tokenizer.config).eval()
+    blank = cast("VisualTokenizer", type(model.tokenizer).from_config(model.tokenizer.config)).eval()
     with torch.inference_mode():
         parts = _tensor(originals).split(settings.batch_size)
         rebuilt = np.concatenate([_array(blank.decode(blank.encode(part))) for part in parts])
