@@ -64,9 +64,16 @@ class SequenceLayout:
         self.vocabulary, self.spec = vocabulary, spec
         self.offsets = [vocabulary.block(book.name).start for book in spec.columns]
 
-    def text_to_image(self, caption: str | None, ids: Tensor) -> Example:
-        """Learn the codes ``[N, D]`` given a caption; ``None`` drops it, for classifier-free guidance."""
-        return _join([(self.prompt(caption), False), (self.codes(ids), True), (self._special("</image>"), False)])
+    def text_to_image(self, caption: str | None, ids: Tensor, questions: Sequence[tuple[str, str]] = ()) -> Example:
+        """Learn the codes ``[N, D]`` given a caption; ``None`` drops it, for classifier-free guidance.
+
+        Args:
+            caption: what is read first.
+            ids: codes of one image.
+            questions: pairs of question and answer that follow the image; the answers are learned too.
+        """
+        parts = [(self.prompt(caption), False), (self.codes(ids), True), (self._special("</image>"), False)]
+        return _join(parts + self._answered(questions))
 
     def image_to_text(
         self, ids: Tensor, caption: str | None, questions: Sequence[tuple[str, str]] = (), learn_codes: bool = False
@@ -82,9 +89,7 @@ class SequenceLayout:
         parts = [(self.prompt(None), False), (self.codes(ids), learn_codes), (self._special("</image>"), False)]
         if caption is not None:
             parts += [(self.caption_opener(), False), (self._text(caption, "<eos>"), True)]
-        for question, answer in questions:
-            parts += [(self.question(question), False), (self._text(answer, "<eos>"), True)]
-        return _join(parts)
+        return _join(parts + self._answered(questions))
 
     def prompt(self, caption: str | None) -> Tensor:
         """``<bos> caption <image>`` as ``[T, 2]`` (token, slot) rows: what generation starts from."""
@@ -131,6 +136,10 @@ class SequenceLayout:
             pad([e.slots for e in examples], True, float(TEXT)),
             pad([e.learned for e in examples], True, False),
         )
+
+    def _answered(self, questions: Sequence[tuple[str, str]]) -> list[tuple[Tensor, bool]]:
+        pairs = [((self.question(q), False), (self._text(a, "<eos>"), True)) for q, a in questions]
+        return [part for pair in pairs for part in pair]
 
     def _special(self, token: str) -> Tensor:
         return _text_rows([self.vocabulary.special(token)])

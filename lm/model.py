@@ -102,6 +102,23 @@ class SharedLM(PreTrainedModel):
         shared = vocabulary.with_codebooks(spec.codebooks)
         return cls(SharedLMConfig(dict(backbone), spec.to_dict(), shared.size, fingerprint), shared)
 
+    @torch.no_grad()
+    def start_from_codebooks(self, vectors: Mapping[str, Tensor]) -> None:
+        """Set the input and output rows of the codes to a random projection of what the codes stand for.
+
+        Codes that look alike then start alike, which spares the model learning it from examples.
+
+        Args:
+            vectors: of :meth:`VisualTokenizer.code_vectors`, ``[K, C]`` for every codebook.
+        """
+        for name, table in vectors.items():
+            block = self.vocabulary.block(name)
+            spread = (table - table.mean(0)) / table.std().clamp_min(1e-6)
+            for matrix in (self.backbone.get_input_embeddings().weight, self.output_matrix):
+                projection = torch.randn(table.shape[1], matrix.shape[1]) * table.shape[1] ** -0.5
+                rows = spread.to(matrix) @ projection.to(matrix) * self.backbone.config.initializer_range
+                matrix[block.start : block.stop] = rows
+
     def states(self, tokens: Tensor, slots: Tensor, **options: Any) -> Tensor:
         """Hidden states ``[B, T, C]`` of tokens ``[B, T]``; ``options`` go to the backbone (cache, mask, positions)."""
         embedded = self.backbone.get_input_embeddings()(tokens) + self.positions(slots)

@@ -70,6 +70,10 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
         """Pixels of codes: ``[B, 3, H, W]`` in [-1, 1], clamped. ``generator`` serves decoders that draw."""
 
     @abstractmethod
+    def code_vectors(self) -> Mapping[str, Tensor]:
+        """What the codes of each codebook stand for: ``[K, C]`` by name. Codes that look alike lie close together."""
+
+    @abstractmethod
     def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
         """One differentiable pass over ``[B, 3, H, W]`` images; ``targets`` are the family's own (teacher features)."""
 

@@ -85,6 +85,10 @@ class DualTokenizer(VisualTokenizer):
         self.check_codes(codes)
         return self._pixels(self.pixel.lookup(codes.of("pixel"))).clamp(-1, 1)
 
+    def code_vectors(self) -> dict[str, Tensor]:
+        """See :meth:`VisualTokenizer.code_vectors`."""
+        return {"semantic": self.semantic.vectors(), "pixel": self.pixel.vectors()}
+
     def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
         """Reconstruction, ``quantizer.semantic``, ``quantizer.pixel`` and, beside a teacher, the distillation terms.
 

@@ -53,6 +53,10 @@ class Quantizer(Component):
     def lookup(self, ids: Tensor) -> Tensor:
         """Values ``[B, N, C]`` float32 of ids ``[B, N, D]``; differentiable in codebooks that are parameters."""
 
+    @abstractmethod
+    def vectors(self) -> Tensor:
+        """What each code stands for, ``[K, C]`` float32; a mean over depths that have tables of their own."""
+
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize ``[B, N, C]`` latents of any float dtype.
 
@@ -169,6 +173,11 @@ class VectorQuantizer(Quantizer):
         pairs = zip(ids.unbind(-1), self._books(), strict=True)
         return torch.stack([F.embedding(column, book.embed[0]) for column, book in pairs])
 
+    def vectors(self) -> Tensor:
+        """See :meth:`Quantizer.vectors`."""
+        with torch.autocast(self.started.device.type, enabled=False):
+            return self.table.project_out(torch.stack([book.embed[0] for book in self._books()]).mean(0))
+
     def _compared(self, latents: Tensor) -> Tensor:
         """The latents as the table sees them."""
         return self._books()[0].transform_input(self.table.project_in(latents))
@@ -215,6 +224,11 @@ class FiniteScalarQuantizer(Quantizer):
         """See :meth:`Quantizer.lookup`."""
         with torch.autocast(ids.device.type, enabled=False):
             return self.table.indices_to_codes(ids[..., 0])
+
+    def vectors(self) -> Tensor:
+        """See :meth:`Quantizer.vectors`."""
+        device = next(self.parameters()).device
+        return self.lookup(torch.arange(self.size, device=device)[None, :, None])[0]
 
 
 def _distributed() -> bool:

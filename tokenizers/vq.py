@@ -63,6 +63,10 @@ class VQTokenizer(VisualTokenizer):
         """See :meth:`VisualTokenizer.decode`; nothing is drawn."""
         return self._pixels(self.embed(codes), codes).clamp(-1, 1)
 
+    def code_vectors(self) -> dict[str, Tensor]:
+        """See :meth:`VisualTokenizer.code_vectors`."""
+        return {"pixel": self.quantizer.vectors()}
+
     def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
         """Reconstruction and the term ``quantizer``."""
         self.check_images(images)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,8 +17,8 @@ from ..generation.sampler import write_text
 from ..lm.layout import Batch, Example
 from ..lm.model import SharedLM
 from ..lm.vocabulary import Vocabulary
-from ..tokenizers.base import VisualTokenizer
 from .base import TrainingModule
+from .encode import saved_tokenizer
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings
 from .resume import ResumableData
@@ -63,16 +64,17 @@ class TokenData(ResumableData):
 class LanguageModelTraining(TrainingModule):
     """One run that learns to write pictures and to read them.
 
-    Each image of a batch gives one sequence ``caption -> codes`` and one ``codes -> caption, answers``. With
-    probability ``caption_dropout`` the codes of the second are learned too: pictures without a caption, which
-    classifier-free guidance needs (https://arxiv.org/abs/2207.12598).
+    Each image of a batch gives one sequence, ``caption -> codes -> answers`` or, with probability ``caption_dropout``,
+    ``codes -> caption -> answers``. Codes, captions that follow and answers are learned in both: writing pictures from
+    text, reading them, and writing them from nothing, which classifier-free guidance needs
+    (https://arxiv.org/abs/2207.12598).
 
     Args:
         tokenizer: folder of the tokenizer that made the codes.
         vocabulary: text ids; blocks for the codebooks are added here.
         backbone: fields of a ``transformers`` configuration, ``model_type`` among them.
         weights: of the losses ``text`` and every codebook; 1 where absent.
-        caption_dropout: share of images learned without a caption, in [0, 1].
+        caption_dropout: share of images that do not follow their caption, in [0, 1].
         questions: most questions asked about an image in one sequence.
         optimizer: learning rate, schedule, decay and clipping.
         guard: patience with steps that are not finite.
@@ -90,7 +92,7 @@ class LanguageModelTraining(TrainingModule):
         backbone: dict[str, Any],
         *,
         weights: dict[str, float] | None = None,
-        caption_dropout: float = 0.1,
+        caption_dropout: float = 0.25,
         questions: int = 6,
         optimizer: OptimizerSettings = OPTIMIZER,
         guard: GuardSettings = GUARD,
@@ -99,19 +101,19 @@ class LanguageModelTraining(TrainingModule):
     ) -> None:
         super().__init__(optimizer, guard, seed)
         if not 0 <= caption_dropout <= 1:
-            raise ValueError(f"caption_dropout must lie in [0, 1], got {caption_dropout}; 0.1 is usual")
-        self._tokenizer = [VisualTokenizer.from_pretrained(tokenizer)]  # in a list: not part of the checkpoint
+            raise ValueError(f"caption_dropout must lie in [0, 1], got {caption_dropout}; 0.25 is usual")
+        self._tokenizer = [saved_tokenizer(tokenizer)]  # in a list: not part of the checkpoint
         spec = self._tokenizer[0].spec
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = SharedLM.build(backbone, vocabulary, spec, self._tokenizer[0].fingerprint())
+            self.model.start_from_codebooks(self._tokenizer[0].code_vectors())
         self.weights = _checked(weights or {}, ["text", *(book.name for book in spec.codebooks)])
         self.caption_dropout, self.questions, self.save_to = caption_dropout, questions, save_to
 
-    def on_fit_start(self) -> None:
-        """Check that the stored codes are those of the tokenizer."""
-        super().on_fit_start()
-        data = getattr(self.trainer, "datamodule", None)
+    def check_run(self, trainer: Trainer, data: LightningDataModule | None) -> None:
+        """As every module does; and the stored codes must be those of the tokenizer."""
+        super().check_run(trainer, data)
         stores = [data.train, data.validation] if isinstance(data, TokenData) else []
         expected = self.model.config.tokenizer_fingerprint
         for store in filter(None, stores):
@@ -124,8 +126,7 @@ class LanguageModelTraining(TrainingModule):
     def training_loss(self, batch: list[Item]) -> Tensor:
         """Sum of the weighted block losses over both directions."""
         dropped = torch.rand(len(batch)) < self.caption_dropout
-        examples = [self._write(item) for item in batch if item["caption"] is not None]
-        examples += [self._read(item, bool(drop)) for item, drop in zip(batch, dropped, strict=True)]
+        examples = [self._example(item, bool(drop)) for item, drop in zip(batch, dropped, strict=True)]
         result = self.model(self._collate(examples), self.weights)
         for name, block in result.blocks.items():
             self.log(f"train/{name}", block.mean.detach())
@@ -133,8 +134,9 @@ class LanguageModelTraining(TrainingModule):
 
     def validation_step(self, batch: list[Item], batch_idx: int) -> None:
         """Block losses, and the share of questions answered word for word."""
-        examples = [self._write(item) for item in batch if item["caption"] is not None]
-        examples += [self._read(item, False, draw=False) for item in batch]
+        layout = self.model.layout
+        examples = [layout.text_to_image(i["caption"], i["ids"]) for i in batch if i["caption"] is not None]
+        examples += [layout.image_to_text(item["ids"], item["caption"], item["questions"]) for item in batch]
         result = self.model(self._collate(examples), self.weights)
         self.log_dict({f"val/{n}": b.mean for n, b in result.blocks.items()}, batch_size=len(batch))
         asked = [(item["ids"], question, answer) for item in batch for question, answer in item["questions"]]
@@ -147,15 +149,12 @@ class LanguageModelTraining(TrainingModule):
         if self.save_to is not None and self.trainer.is_global_zero:
             TextToImagePipeline(self._tokenizer[0], self.model).save_pretrained(Path(self.save_to))
 
-    def _write(self, item: Item) -> Example:
-        return self.model.layout.text_to_image(item["caption"], item["ids"])
-
-    def _read(self, item: Item, learn_codes: bool, draw: bool = True) -> Example:
-        asked: Sequence[tuple[str, str]] = item["questions"]
-        chosen = torch.randperm(len(asked))[: self.questions].tolist() if draw else range(len(asked))
-        return self.model.layout.image_to_text(
-            item["ids"], item["caption"], [asked[index] for index in chosen], learn_codes
-        )
+    def _example(self, item: Item, dropped: bool) -> Example:
+        layout, asked = self.model.layout, item["questions"]
+        chosen = [asked[index] for index in torch.randperm(len(asked))[: self.questions].tolist()]
+        if dropped or item["caption"] is None:
+            return layout.image_to_text(item["ids"], item["caption"], chosen, learn_codes=True)
+        return layout.text_to_image(item["caption"], item["ids"], chosen)
 
     def _answers(self, asked: list[tuple[Tensor, str, str]]) -> Tensor:
         layout = self.model.layout

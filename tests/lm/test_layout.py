@@ -46,6 +46,15 @@ def test_text_to_image_learns_the_codes():
     ]
 
 
+def test_questions_may_follow_a_picture_that_follows_its_caption():
+    assert spelled(LAYOUT.text_to_image("a circle", IDS, [("what color ?", "red")])) == [
+        *marked(False, "<bos>", "a", "circle", "<image>"),
+        *marked(True, *UNROLLED),
+        *marked(False, "</image>", "<question>", "what", "color", "?", "<answer>"),
+        *marked(True, "red", "<eos>"),
+    ]
+
+
 def test_a_dropped_caption_leaves_nothing_behind():
     assert spelled(LAYOUT.text_to_image(None, IDS)) == [
         *marked(False, "<bos>", "<image>"),

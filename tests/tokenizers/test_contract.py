@@ -386,3 +386,11 @@ def test_pickles(tokenizer, images):
     buffer.seek(0)
     copy = torch.load(buffer, weights_only=False)
     assert torch.equal(copy.encode(images).ids, tokenizer.encode(images).ids)
+
+
+def test_code_vectors_name_every_codebook(tokenizer):
+    vectors = tokenizer.code_vectors()
+    assert {name: len(table) for name, table in vectors.items()} == {b.name: b.size for b in tokenizer.spec.codebooks}
+    for part in parts(tokenizer):
+        if part.depth == 1:
+            torch.testing.assert_close(part.vectors(), part.lookup(torch.arange(part.size)[None, :, None])[0])
