@@ -4,58 +4,61 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import NoReturn
 
 from .errors import UsageError
 
+_ARGUMENT = re.compile(r"argument (\S+): (.*)")
 
-class Number(argparse.Action):
-    """A finite number within bounds; anything else is one sentence in place of argparse's page of usage.
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are one sentence with the nearest known option in place of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError in place of printing and exiting."""
+        if message.startswith("unrecognized arguments: "):
+            raise UsageError(self._unknown(message.partition(": ")[2].split()[0].partition("=")[0]))
+        if found := _ARGUMENT.fullmatch(message):
+            message = f"{found[1]} {found[2]}"
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+    def _unknown(self, given: str) -> str:
+        if not given.startswith("-"):
+            return f"{self.prog} takes no further argument, got {given!r}; put text of several words in quotes"
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        near = get_close_matches(given, known, 1, 0.5)
+        return f"{self.prog} has no option {given}; " + (
+            f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        )
+
+
+def number(
+    kind: type[int] | type[float] = int, *, least: float | None = None, most: float | None = None
+) -> Callable[[str], float]:
+    """A ``type`` for argparse: a finite number within bounds.
 
     Args:
         kind: ``int`` or ``float``.
         least: smallest value taken; None for no bound.
         most: largest value taken; None for no bound.
-        options: argparse's.
     """
+    bounds = (f"at {end} {bound}" for end, bound in (("least", least), ("most", most)) if bound is not None)
+    wanted = ", ".join(["a whole number" if kind is int else "a finite number", *bounds])
 
-    def __init__(
-        self, *, kind: type[int | float] = int, least: int | None = None, most: int | None = None, **options: Any
-    ) -> None:
-        super().__init__(**options)
-        self.kind, self.least, self.most = kind, least, most
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        """Check and store the value.
-
-        Raises:
-            UsageError: no number, or one out of bounds.
-        """
-        value = self._parsed(str(values))
-        if value is None:
-            bounds = (
-                f"at {end} {bound}" for end, bound in (("least", self.least), ("most", self.most)) if bound is not None
-            )
-            kind = "a whole number" if self.kind is int else "a finite number"
-            wanted = ", ".join([kind, *bounds])
-            raise UsageError(f"{option_string or self.dest} must be {wanted}, got {str(values)!r}")
-        setattr(namespace, self.dest, value)
-
-    def _parsed(self, text: str) -> float | None:
+    def parse(text: str) -> float:
         try:
-            value = self.kind(text)
+            value = kind(text)
         except ValueError:
-            return None
-        low = -math.inf if self.least is None else self.least
-        high = math.inf if self.most is None else self.most
-        return value if math.isfinite(value) and low <= value <= high else None
+            value = math.nan
+        low, high = -math.inf if least is None else least, math.inf if most is None else most
+        if not (math.isfinite(value) and low <= value <= high):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
+        return value
+
+    return parse
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -79,4 +82,4 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_scale(parser: argparse.ArgumentParser) -> None:
     """Declare ``--scale``."""
     text = "enlarge every picture this many times by repeating pixels (default: 1, on a sheet what fits)"
-    parser.add_argument("--scale", action=Number, least=1, most=64, metavar="N", help=text)
+    parser.add_argument("--scale", type=number(least=1, most=64), metavar="N", help=text)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Number, add_scale, add_tokenizer
+from .arguments import add_scale, add_tokenizer, number
 from .models import load_tokenizer, tokenizer_folder
 from .outputs import picture_target, say, write_pictures
 from .progress import Bar
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="out.png", help="a PNG (several pictures make a sheet), or a folder (out/) for one PNG each"
     )
-    parser.add_argument("--batch", action=Number, least=1, default=32, help="pictures decoded together (default: 32)")
+    parser.add_argument("--batch", type=number(least=1), default=32, help="pictures decoded together (default: 32)")
     add_scale(parser)
     add_tokenizer(parser)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Number, add_tokenizer
+from .arguments import add_tokenizer, number
 from .decode import decode_codes
 from .models import load_tokenizer, tokenizer_folder
 from .outputs import file_target, say
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--skip-broken", action="store_true", help="name and leave out files that are no picture")
     parser.add_argument("--filter", default="lanczos", help="lanczos (default), bicubic, bilinear, box or nearest")
-    parser.add_argument("--batch", action=Number, least=1, default=32, help="pictures coded together (default: 32)")
+    parser.add_argument("--batch", type=number(least=1), default=32, help="pictures coded together (default: 32)")
     add_tokenizer(parser)
 
 

@@ -58,6 +58,9 @@ def _mendable(error: Exception) -> bool:
 
 def _sentence(error: Exception) -> str:
     text = str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not isinstance(error, DiskFullError):
+        place = "" if error.filename is None else f" of {error.filename}"
+        return f"the disk{place} must have room to write to, got a full one; free some space and try again"
     if isinstance(error, OSError) and error.errno is not None:
         text = error.strerror or text
         if error.filename is not None:

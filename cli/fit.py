@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
+from ..training.base import TrainingModule
 from ..training.interrupt import GracefulInterrupt
 from ..training.progress import ProgressLines
 from .diagnose import explain, is_parser_error
 from .errors import InterruptedRunError, UsageError
+from .models import quiet
 
 #: Packages whose classes a configuration may name by their short name.
 _VOCABULARY = ("tokenizers", "data", "lm", "training")
@@ -31,6 +35,9 @@ _DEFAULTS = {
     "enable_model_summary": False,
 }
 
+
+#: Warnings that ask nothing of the user: of Lightning 2.6 beside torch 2.13, of short epochs, of no validation data.
+_NOISE = (".*LeafSpec.*", ".*smaller than the logging interval.*", ".*Total length of `list`.*")
 
 #: Errors are explained here, not printed by the parser.
 _RAISE: dict[str, Any] = {"exit_on_error": False}
@@ -70,6 +77,11 @@ class SmaltiCLI(LightningCLI):
             kwargs["logger"] = CSVLogger(chosen["default_root_dir"], name="logs")
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
+    def before_fit(self) -> None:
+        """Try what a run would fail at later, before it writes anything."""
+        if isinstance(self.model, TrainingModule):
+            self.model.check_run(self.trainer, self.datamodule)
+
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train; see ``Trainer.fit``.
 
@@ -97,6 +109,30 @@ class SmaltiCLI(LightningCLI):
         return found.callbacks
 
 
+class ConfigurationCheck(SmaltiCLI):
+    """Parses a configuration and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Leave it at the parsing, and run no sub-command."""
+        self.subcommand = None
+
+
+def check_configuration(command: str, configuration: dict[str, Any]) -> None:
+    """Check a configuration without building what it describes or writing anything.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        configuration: what its YAML file would hold; files that it names need not exist.
+
+    Raises:
+        UsageError: an unknown class or option, or a value of another type; the nearest known name is in the sentence.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "configuration.yaml"
+        file.write_text(yaml.safe_dump(configuration))
+        _run(ConfigurationCheck, [command, "-c", str(file)])
+
+
 def run_lightning(arguments: list[str]) -> int:
     """Run one of Lightning's sub-commands.
 
@@ -107,21 +143,27 @@ def run_lightning(arguments: list[str]) -> int:
         UsageError: wrong arguments or a wrong configuration.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    quiet()
+    _run(SmaltiCLI, arguments)
+    return 0
+
+
+def _run(kind: type[SmaltiCLI], arguments: list[str]) -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 beside torch 2.13
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
     import_vocabulary()
     previous = sys.argv
     sys.argv = previous[:1]  # Lightning warns of arguments given twice
     try:
-        SmaltiCLI(arguments)
+        kind(arguments)
     except (ArgumentError, ValueError, TypeError) as error:
         if not is_parser_error(error):
             raise
         raise UsageError(explain(error)) from error
     finally:
         sys.argv = previous
-    return 0
 
 
 def import_vocabulary() -> None:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 
+from .arguments import Parser
 from .errors import UsageError, one_line
 
 #: Sub-commands: the module that runs each, and its line of help.
@@ -62,7 +63,7 @@ def _run(arguments: list[str]) -> int:
     module = import_module(f".{module_name}", __package__)
     if module_name in _PARSES_ITSELF:
         return int(module.run_lightning(arguments))
-    parser = argparse.ArgumentParser(f"smalti {name}", description=summary)
+    parser = Parser(f"smalti {name}", description=summary)
     module.add_arguments(parser)
     return int(module.run(parser.parse_args(arguments[1:])))
 
@@ -70,7 +71,7 @@ def _run(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "smalti",
         usage="smalti <command> [options]",
         description="Images to discrete visual tokens a language model can read and write, and back to pixels.",

@@ -49,7 +49,7 @@ def load_pipeline(folder: Path, device: str) -> TextToImagePipeline:
     from ..generation.pipeline import TextToImagePipeline
 
     chosen = choose_device(device)
-    _quiet()
+    quiet()
     pipeline = TextToImagePipeline.from_pretrained(folder)
     pipeline.to(chosen)
     return pipeline
@@ -62,7 +62,7 @@ def load_tokenizer(folder: Path, device: str) -> VisualTokenizer:
     from ..tokenizers.base import VisualTokenizer
 
     chosen = choose_device(device)
-    _quiet()
+    quiet()
     tokenizer = VisualTokenizer.from_pretrained(folder)
     torch.nn.Module.to(tokenizer, torch.device(chosen))  # diffusers leaves its own override untyped
     return tokenizer
@@ -95,7 +95,7 @@ def _folder(given: str | None, option: str, what: str) -> Path:
     return folder
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Errors only, and no bar for a load of a second."""
     import diffusers.utils.logging
     import transformers.utils.logging

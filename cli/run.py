@@ -17,26 +17,49 @@ from ..eval.scene_report import write_scene_report
 from ..eval.suite import SuiteSettings, score_scenes
 from ..generation.pipeline import TextToImagePipeline
 from ..lm.vocabulary import Vocabulary
-from ..tokenizers.base import VisualTokenizer
-from ..training.encode import encode_source, texts_of
-from ..training.recipe import Action, Recipe, run_recipe, timings
-from .fit import import_vocabulary, run_lightning
+from ..training.encode import encode_source, saved_tokenizer, texts_of
+from ..training.recipe import Action, Recipe, State, check_recipe, plan_recipe, run_recipe, timings
+from .errors import InterruptedRunError, UsageError
+from .fit import check_configuration, import_vocabulary, run_lightning
+from .models import quiet
+from .outputs import say as answer
 from .progress import Bar
-from .typed import build_arguments
+from .typed import build_arguments, check_arguments
+
+_PLANS: dict[State, str] = {
+    "finished": "finished, is skipped",
+    "interrupted": "interrupted, continues",
+    "changed": "changed, runs anew",
+    "new": "new, runs",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti run``."""
     parser.add_argument("recipe", help="YAML file with the stages")
-    parser.add_argument("--folder", help="where to write instead of the folder that the recipe names")
+    parser.add_argument("--folder", metavar="DIR", help="where to write instead of the folder that the recipe names")
+    parser.add_argument("--list", action="store_true", help="show the stages and which of them would run; run none")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out what is left of a recipe; arguments of all stages are checked before the first one starts."""
+    """Carry out what is left of a recipe; arguments of all stages are checked before the first one starts.
+
+    Raises:
+        InterruptedRunError: Ctrl-C.
+        FileNotFoundError: no recipe, or something that a stage reads is missing.
+        ValueError: no recipe, or a stage with wrong arguments.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    quiet()
     recipe = Recipe.load(args.recipe, args.folder)
     import_vocabulary()
-    run_recipe(recipe, ACTIONS, say)
+    if args.list:
+        check_recipe(recipe, ACTIONS, CHECKS)
+        return _list(recipe)
+    try:
+        run_recipe(recipe, ACTIONS, say, CHECKS)
+    except (KeyboardInterrupt, InterruptedRunError) as error:
+        raise InterruptedRunError("interrupted; the same command continues") from error
     say(f"finished: {recipe.folder}")
     return 0
 
@@ -49,11 +72,16 @@ def say(line: str) -> None:
 
 def fit(folder: Path, arguments: dict[str, Any]) -> None:
     """Run ``smalti fit`` with ``arguments`` as its configuration, from the stage's last checkpoint if there is one."""
-    trainer = {**arguments.get("trainer", {}), "default_root_dir": str(folder)}
-    with atomic_file(folder / "fit.yaml") as file:
-        file.write_text(yaml.safe_dump({**arguments, "trainer": trainer}))
+    configuration = folder / "fit.yaml"
+    with atomic_file(configuration) as file:
+        file.write_text(yaml.safe_dump(_configuration(folder, arguments)))
     last = ["--ckpt_path", "last"] if (folder / "last.ckpt").is_file() else []
-    run_lightning(["fit", "-c", str(folder / "fit.yaml"), *last])
+    try:
+        run_lightning(["fit", "-c", str(configuration), *last])
+    except Exception:
+        if not (folder / "logs").exists():  # refused before anything was done
+            configuration.unlink()
+        raise
 
 
 def vocabulary(folder: Path, source: ImageSource, size: int = 8000, model_type: str = "word") -> None:
@@ -64,7 +92,7 @@ def vocabulary(folder: Path, source: ImageSource, size: int = 8000, model_type: 
 
 def encode(folder: Path, tokenizer: str, train: ImageSource, validation: ImageSource | None = None) -> None:
     """Code the pictures of one or two sources into the token stores ``train`` and ``validation``."""
-    model = VisualTokenizer.from_pretrained(tokenizer)
+    model = saved_tokenizer(tokenizer)
     for name, source in (("train", train), ("validation", validation)):
         if source is not None:
             with Bar(name, len(source)) as bar:
@@ -83,6 +111,24 @@ def report(folder: Path, scores: str, title: str, logs: dict[str, str] | None = 
     write_scene_report(folder / "report.html", title, Path(scores), folders, stages=timings(folder.parent))
 
 
+def _list(recipe: Recipe) -> int:
+    width = max(len(stage.name) for stage in recipe.stages)
+    for planned in plan_recipe(recipe):
+        answer(f"{planned.name:<{width}}  {_PLANS[planned.state]}")
+    return 0
+
+
+def _configuration(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    trainer = arguments.get("trainer", {})
+    if not isinstance(trainer, dict):
+        raise UsageError(f"trainer must be a mapping of options, got {type(trainer).__name__}; correct it")
+    return {**arguments, "trainer": {**trainer, "default_root_dir": str(folder)}}
+
+
+def _check_fit(folder: Path, arguments: dict[str, Any]) -> None:
+    check_configuration("fit", _configuration(folder, arguments))
+
+
 def _typed(function: Callable[..., None]) -> Action:
     def action(folder: Path, arguments: dict[str, Any]) -> None:
         function(folder, **build_arguments(function, arguments, skip={"folder"}))
@@ -90,8 +136,17 @@ def _typed(function: Callable[..., None]) -> Action:
     return action
 
 
+def _check_typed(function: Callable[..., None]) -> Action:
+    def check(folder: Path, arguments: dict[str, Any]) -> None:
+        check_arguments(function, arguments, skip={"folder"})
+
+    return check
+
+
+_TYPED = (vocabulary, encode, score, report)
+
 #: What a stage of a recipe can run.
-ACTIONS: dict[str, Action] = {
-    "fit": fit,
-    **{function.__name__: _typed(function) for function in (vocabulary, encode, score, report)},
-}
+ACTIONS: dict[str, Action] = {"fit": fit, **{function.__name__: _typed(function) for function in _TYPED}}
+
+#: What looks at the arguments of a stage before anything runs.
+CHECKS: dict[str, Action] = {"fit": _check_fit, **{function.__name__: _check_typed(function) for function in _TYPED}}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Number, add_model, add_scale
+from .arguments import add_model, add_scale, number
 from .errors import UsageError
 from .models import load_pipeline, model_folder
 from .outputs import picture_target, say, write_pictures
@@ -30,35 +30,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default="out.png", help="a PNG (several pictures make a sheet), or a folder (out/) for one PNG each"
     )
     parser.add_argument(
-        "--seed", action=Number, least=0, most=_LAST_SEED, default=0, help="every prompt starts from it (default: 0)"
+        "--seed", type=number(least=0, most=_LAST_SEED), default=0, help="every prompt starts from it (default: 0)"
     )
     parser.add_argument(
-        "--count", action=Number, least=1, default=1, help="pictures per prompt, of seed, seed + 1, ... (default: 1)"
+        "--count", type=number(least=1), default=1, help="pictures per prompt, of seed, seed + 1, ... (default: 1)"
     )
     parser.add_argument(
         "--guidance",
-        action=Number,
-        kind=float,
+        type=number(float),
         default=3.0,
         help="how closely to follow the prompt; 1 is off (default: 3)",
     )
     parser.add_argument(
-        "--temperature", action=Number, kind=float, default=1.0, help="0 takes the most likely code (default: 1)"
+        "--temperature", type=number(float), default=1.0, help="0 takes the most likely code (default: 1)"
     )
     parser.add_argument(
-        "--top-k", action=Number, default=0, help="draw from the k most likely codes; 0 for all (default)"
+        "--top-k", type=number(), default=0, help="draw from the k most likely codes; 0 for all (default)"
     )
     parser.add_argument(
         "--top-p",
-        action=Number,
-        kind=float,
+        type=number(float),
         default=1.0,
         help="draw from the most likely codes that reach p (default: 1)",
     )
     parser.add_argument(
         "--batch",
-        action=Number,
-        least=1,
+        type=number(least=1),
         default=1,
         help="pictures drawn together (default: 1); more is faster, but single levels of a pixel may then depend on "
         "the other prompts",

@@ -78,13 +78,13 @@ class World:
 
     @classmethod
     def small(cls) -> Self:
-        """30 pixels, 4 shapes, 6 colours, counts 1 and 2: the quickstart's world, exact under the analytic detector."""
+        """30 pixels, 4 shapes, 6 colours, counts 1 to 3: the quickstart's world, exact under the analytic detector."""
         return cls(
             size=30,
             shapes=("circle", "square", "triangle", "cross"),
             colors=("red", "yellow", "green", "blue", "black", "white"),
-            max_count=2,
-            radius=(0.18, 0.21),
+            max_count=3,
+            radius=(0.15, 0.19),
             gap=0.067,
         )
 

@@ -45,10 +45,13 @@ class SceneScores:
     overall: float  #: mean of the task scores
     interval: tuple[float, float]  #: 95 % interval of ``overall`` when prompts are resampled within their tasks
     tasks: dict[str, float]  #: share of correct images, by tag
+    task_intervals: dict[str, tuple[float, float]]  #: 95 % intervals of ``tasks``
     strict: float  #: mean over tasks of the share of strictly correct images
     strict_tasks: dict[str, float]  #: the same by tag
     seen: float | None  #: ``overall`` of the prompts whose combinations training showed; None without such prompts
     unseen: float | None  #: ``overall`` of the others; ``single_object`` has none
+    seen_tasks: dict[str, float]  #: ``tasks`` of the seen prompts, for the tags that have some
+    unseen_tasks: dict[str, float]  #: the same of the others
     correct_prompts: float  #: share of prompts with at least one correct image
     images: int
     prompts: int
@@ -60,10 +63,13 @@ class SceneScores:
             "overall": self.overall,
             "interval": list(self.interval),
             "tasks": dict(self.tasks),
+            "task_intervals": {name: list(ends) for name, ends in self.task_intervals.items()},
             "strict": self.strict,
             "strict_tasks": dict(self.strict_tasks),
             "seen": self.seen,
             "unseen": self.unseen,
+            "seen_tasks": dict(self.seen_tasks),
+            "unseen_tasks": dict(self.unseen_tasks),
             "correct_prompts": self.correct_prompts,
             "images": self.images,
             "prompts": self.prompts,
@@ -212,15 +218,21 @@ def _score(found: Sequence[Found], prompts: Sequence[Prompt], world: World, resa
     verdicts = [_verdict(entry, detections) for entry, detections in zip(entries, found, strict=True)]
     summary = _summary(entries, [verdict.correct for verdict in verdicts])
     strict = _summary(entries, [verdict.strict for verdict in verdicts])
-    seen = [bool(entry.get("seen", not Request.from_metadata(entry).held_out(world))) for entry in entries]
+    known = [bool(entry.get("seen", not Request.from_metadata(entry).held_out(world))) for entry in entries]
+    seen = _summary_where(known, entries, verdicts)
+    unseen = _summary_where([not showed for showed in known], entries, verdicts)
+    interval, task_intervals = _intervals(prompts, [verdict.correct for verdict in verdicts], resamples, seed)
     return SceneScores(
         overall=summary.overall,
-        interval=_interval(prompts, [verdict.correct for verdict in verdicts], resamples, seed),
-        tasks={name: task.score for name, task in summary.tasks.items()},
+        interval=interval,
+        tasks=_task_scores(summary),
+        task_intervals=task_intervals,
         strict=strict.overall,
-        strict_tasks={name: task.score for name, task in strict.tasks.items()},
-        seen=_overall_where(seen, entries, verdicts),
-        unseen=_overall_where([not known for known in seen], entries, verdicts),
+        strict_tasks=_task_scores(strict),
+        seen=None if seen is None else seen.overall,
+        unseen=None if unseen is None else unseen.overall,
+        seen_tasks=_task_scores(seen),
+        unseen_tasks=_task_scores(unseen),
         correct_prompts=summary.correct_prompts,
         images=len(verdicts),
         prompts=len(prompts),
@@ -240,23 +252,36 @@ def _summary(entries: Sequence[Prompt], correct: Sequence[bool]) -> Summary:
     return aggregate(entries, [Verdict(value, "") for value in correct])
 
 
-def _overall_where(wanted: Sequence[bool], entries: Sequence[Prompt], verdicts: Sequence[SceneVerdict]) -> float | None:
+def _summary_where(
+    wanted: Sequence[bool], entries: Sequence[Prompt], verdicts: Sequence[SceneVerdict]
+) -> Summary | None:
     chosen = [i for i, take in enumerate(wanted) if take]
     if not chosen:
         return None
-    return _summary([entries[i] for i in chosen], [verdicts[i].correct for i in chosen]).overall
+    return _summary([entries[i] for i in chosen], [verdicts[i].correct for i in chosen])
 
 
-def _interval(prompts: Sequence[Prompt], correct: Sequence[bool], resamples: int, seed: int) -> tuple[float, float]:
-    """Percentiles 2.5 and 97.5 of the overall score over resampled prompts."""
+def _task_scores(summary: Summary | None) -> dict[str, float]:
+    return {} if summary is None else {name: task.score for name, task in summary.tasks.items()}
+
+
+def _intervals(
+    prompts: Sequence[Prompt], correct: Sequence[bool], resamples: int, seed: int
+) -> tuple[tuple[float, float], dict[str, tuple[float, float]]]:
+    """Percentiles 2.5 and 97.5 of the overall score, and of every task's, over resampled prompts."""
     shares = np.asarray(correct, dtype=np.float64).reshape(len(prompts), -1).mean(1)
     tags = np.asarray([prompt["tag"] for prompt in prompts])
     generator = np.random.default_rng(seed)
-    means = [
-        generator.choice(shares[tags == tag], size=(resamples, int((tags == tag).sum()))).mean(1)
+    means = {
+        str(tag): generator.choice(shares[tags == tag], size=(resamples, int((tags == tag).sum()))).mean(1)
         for tag in dict.fromkeys(tags.tolist())
-    ]
-    low, high = np.percentile(np.mean(means, axis=0), (2.5, 97.5))
+    }
+    overall = np.mean(list(means.values()), axis=0)
+    return _ends(overall), {tag: _ends(found) for tag, found in means.items()}
+
+
+def _ends(resampled: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(resampled, (2.5, 97.5))
     return float(low), float(high)
 
 

@@ -34,7 +34,7 @@ def write_scene_report(
             subtitle="{tokenizer} and a {lm} LM".format_map(result.model) + f" on {result.protocol.dataset}",
             headlines=_headlines(result),
             protocols={"all scores": result.protocol},
-            tasks=_tasks(result, evidence),
+            tasks=_tasks(result),
             reconstructions=[
                 Rebuilt(Image.fromarray(a), Image.fromarray(b))
                 for a, b in zip(evidence.originals[:12], evidence.rebuilt[:12], strict=True)
@@ -83,10 +83,14 @@ def _headlines(result: Result) -> list[Headline]:
     ]
 
 
-def _tasks(result: Result, evidence: Evidence) -> list[TaskScore]:
+def _tasks(result: Result) -> list[TaskScore]:
     scene: Mapping[str, Any] = result.scores["scene_eval"]  # type: ignore[assignment]
     counts: dict[str, int] = scene["task_images"]
-    return [TaskScore(name, score, counts[name]) for name, score in scene["tasks"].items()]
+    seen, unseen, ends = scene["seen_tasks"], scene["unseen_tasks"], scene["task_intervals"]
+    return [
+        TaskScore(name, score, counts[name], **ends[name], seen=seen.get(name), unseen=unseen.get(name))
+        for name, score in scene["tasks"].items()
+    ]
 
 
 def _weakest(result: Result) -> str:

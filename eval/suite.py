@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..data.files import atomic_file
 from ..data.scene_prompts import prompts, prompts_sha256
 from ..data.scene_questions import Question
+from ..data.scene_world import Split
 from ..data.scenes import Scenes
 from ..data.transforms import from_uint8, to_uint8
 from ..generation.pipeline import TextToImagePipeline
@@ -48,7 +50,7 @@ class SuiteSettings:
         batch_size: pictures or prompts handled together.
     """
 
-    world: str = "full"
+    world: Literal["full", "small"] = "full"
     pictures: int = 256
     per_prompt: int = 4
     training_pictures: int = 4000
@@ -148,8 +150,12 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def _sources(settings: SuiteSettings, tokenizer: VisualTokenizer) -> dict[str, Scenes]:
-    counts = {"heldout": settings.pictures, "validation": settings.pictures, "train": settings.training_pictures}
-    made = {split: Scenes(settings.world, split, count) for split, count in counts.items()}  # type: ignore[arg-type]
+    counts: dict[Split, int] = {
+        "heldout": settings.pictures,
+        "validation": settings.pictures,
+        "train": settings.training_pictures,
+    }
+    made: dict[str, Scenes] = {split: Scenes(settings.world, split, count) for split, count in counts.items()}
     size = made["heldout"].world.size
     if tokenizer.image_size != (size, size):
         raise ValueError(
@@ -228,7 +234,8 @@ def _questions(
 def _draw(model: TextToImagePipeline, texts: list[str], settings: SuiteSettings) -> Images:
     wanted = [(text, number) for text in texts for number in range(settings.per_prompt)]
     generators = [torch.Generator().manual_seed(settings.seed + index) for index in range(len(wanted))]
-    images = model.generate([text for text, _ in wanted], generators, settings.sampling, settings.batch_size)
+    drawn, bar = [text for text, _ in wanted], sys.stderr.isatty()
+    images = model.generate(drawn, generators, settings.sampling, settings.batch_size, progress=bar)
     return _array(images)
 
 
@@ -252,6 +259,9 @@ def _samples(
         "near_miss": ends["near_miss"].overall,
         "chance": shuffled.overall,
         "tasks": scores.tasks,
+        "task_intervals": {name: {"low": low, "high": high} for name, (low, high) in scores.task_intervals.items()},
+        "seen_tasks": scores.seen_tasks,
+        "unseen_tasks": scores.unseen_tasks,
         "strict_tasks": scores.strict_tasks,
         "ceiling_tasks": best.tasks,
         "chance_tasks": shuffled.tasks,

@@ -183,15 +183,16 @@ class Codes:
         return replace(self, ids=self.ids[images], mask=self.mask[images])
 
     def of(self, codebook: str) -> Tensor:
-        """Ids ``[B, N, depth]`` of one codebook.
+        """Ids ``[B, N, depth]`` of one codebook, or of ``name.0``, ``name.1``, ... together.
 
         Raises:
             ValueError: no codebook of that name.
         """
-        slices = self.spec.slices()
-        if codebook not in slices:
-            raise ValueError(f"codebook must be one of {', '.join(slices)}, got {codebook!r}")
-        return self.ids[..., slices[codebook]]
+        chosen = [i for i, book in enumerate(self.spec.columns) if codebook in (book.name, book.name.split(".")[0])]
+        if not chosen:
+            names = ", ".join(book.name for book in self.spec.codebooks)
+            raise ValueError(f"codebook must be one of {names}, got {codebook!r}; use one of those names")
+        return self.ids[..., chosen]
 
     def to(self, device: torch.device | str) -> Codes:
         """The same codes on another device."""

@@ -67,7 +67,7 @@ class DualTokenizer(VisualTokenizer):
         self.from_semantic = AttentionProjection(semantic.dim, encoder.width, causal=True)
         self.from_pixel = AttentionProjection(pixel.dim, decoder.dim, causal=True)
         layout = CodeLayout("grid", (encoder.grid, encoder.grid))
-        books = (semantic.codebook("semantic"), pixel.codebook("pixel"))
+        books = (*semantic.codebooks("semantic"), *pixel.codebooks("pixel"))
         self.set_spec(CodeSpec(layout, books), (encoder.image_size, encoder.image_size), encoder.patch_size)
 
     def encode(self, images: Tensor) -> Codes:
@@ -87,7 +87,7 @@ class DualTokenizer(VisualTokenizer):
 
     def code_vectors(self) -> dict[str, Tensor]:
         """See :meth:`VisualTokenizer.code_vectors`."""
-        return {"semantic": self.semantic.vectors(), "pixel": self.pixel.vectors()}
+        return self.semantic.vectors("semantic") | self.pixel.vectors("pixel")
 
     def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
         """Reconstruction, ``quantizer.semantic``, ``quantizer.pixel`` and, beside a teacher, the distillation terms.

@@ -54,8 +54,8 @@ class Quantizer(Component):
         """Values ``[B, N, C]`` float32 of ids ``[B, N, D]``; differentiable in codebooks that are parameters."""
 
     @abstractmethod
-    def vectors(self) -> Tensor:
-        """What each code stands for, ``[K, C]`` float32; a mean over depths that have tables of their own."""
+    def vectors(self, name: str) -> dict[str, Tensor]:
+        """What each code stands for: ``[K, C]`` float32 for each of :meth:`codebooks`, by name."""
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize ``[B, N, C]`` latents of any float dtype.
@@ -79,9 +79,9 @@ class Quantizer(Component):
         """Follow moves between devices, not casts such as ``.bfloat16()``."""
         return super()._apply(lambda tensor: _uncast(tensor, fn(tensor)), recurse)
 
-    def codebook(self, name: str) -> Codebook:
-        """The entry of this quantizer in a :class:`~smalti.tokenizers.codes.CodeSpec`."""
-        return Codebook(name, self.size, self.depth)
+    def codebooks(self, name: str) -> tuple[Codebook, ...]:
+        """The entries of this quantizer in a :class:`~smalti.tokenizers.codes.CodeSpec`: one for all depths."""
+        return (Codebook(name, self.size, self.depth),)
 
 
 class VectorQuantizer(Quantizer):
@@ -129,7 +129,7 @@ class VectorQuantizer(Quantizer):
         if cosine and update == "gradient":
             raise ValueError("cosine comparison needs update='ema' in vector-quantize-pytorch, got update='gradient'")
         self.dim, self.size, self.depth, self.commitment = dim, codebook_size, depth, commitment
-        self.by_gradient = update == "gradient"
+        self.by_gradient, self.one_table = update == "gradient", shared or depth == 1
         self.table = library.ResidualVQ(
             dim=dim,
             codebook_size=codebook_size,
@@ -173,10 +173,17 @@ class VectorQuantizer(Quantizer):
         pairs = zip(ids.unbind(-1), self._books(), strict=True)
         return torch.stack([F.embedding(column, book.embed[0]) for column, book in pairs])
 
-    def vectors(self) -> Tensor:
+    def codebooks(self, name: str) -> tuple[Codebook, ...]:
+        """One entry for a shared table; a depth with a table of its own has a vocabulary of its own, ``name.depth``."""
+        if self.one_table:
+            return super().codebooks(name)
+        return tuple(Codebook(f"{name}.{depth}", self.size) for depth in range(self.depth))
+
+    def vectors(self, name: str) -> dict[str, Tensor]:
         """See :meth:`Quantizer.vectors`."""
         with torch.autocast(self.started.device.type, enabled=False):
-            return self.table.project_out(torch.stack([book.embed[0] for book in self._books()]).mean(0))
+            tables = [self.table.project_out(book.embed[0]) for book in self._books()]
+        return {book.name: table for book, table in zip(self.codebooks(name), tables, strict=False)}
 
     def _compared(self, latents: Tensor) -> Tensor:
         """The latents as the table sees them."""
@@ -225,10 +232,10 @@ class FiniteScalarQuantizer(Quantizer):
         with torch.autocast(ids.device.type, enabled=False):
             return self.table.indices_to_codes(ids[..., 0])
 
-    def vectors(self) -> Tensor:
+    def vectors(self, name: str) -> dict[str, Tensor]:
         """See :meth:`Quantizer.vectors`."""
         device = next(self.parameters()).device
-        return self.lookup(torch.arange(self.size, device=device)[None, :, None])[0]
+        return {name: self.lookup(torch.arange(self.size, device=device)[None, :, None])[0]}
 
 
 def _distributed() -> bool:

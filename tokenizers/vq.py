@@ -47,7 +47,7 @@ class VQTokenizer(VisualTokenizer):
         self.widen = _linear(quantizer.dim, decoder.dim)
         self.any_size = not grids
         layout = CodeLayout("grid", (side, side))
-        self.set_spec(CodeSpec(layout, (quantizer.codebook("pixel"),)), (image_size, image_size), encoder.stride)
+        self.set_spec(CodeSpec(layout, quantizer.codebooks("pixel")), (image_size, image_size), encoder.stride)
 
     def encode(self, images: Tensor) -> Codes:
         """See :meth:`VisualTokenizer.encode`."""
@@ -65,7 +65,7 @@ class VQTokenizer(VisualTokenizer):
 
     def code_vectors(self) -> dict[str, Tensor]:
         """See :meth:`VisualTokenizer.code_vectors`."""
-        return {"pixel": self.quantizer.vectors()}
+        return self.quantizer.vectors("pixel")
 
     def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
         """Reconstruction and the term ``quantizer``."""

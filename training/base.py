@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -46,6 +47,7 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.settings, self.seed = optimizer, seed
         self.guard = StepGuard(guard)
+        self._ended = False
 
     @abstractmethod
     def training_loss(self, batch: Any) -> Tensor:
@@ -79,13 +81,37 @@ class TrainingModule(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_fit_start(self) -> None:
-        """Raise ValueError where the trainer would clip a second time."""
-        if self.trainer.gradient_clip_val:
+    def check_run(self, trainer: Trainer, data: LightningDataModule | None) -> None:
+        """Look at what a run is made of before it starts; the command line does so before anything is written.
+
+        Args:
+            trainer: that will run.
+            data: that it will read; None for plain loaders.
+
+        Raises:
+            ValueError: the trainer would clip gradients a second time, or the data does not fit the model.
+        """
+        if trainer.gradient_clip_val:
             raise ValueError(
                 f"gradients are clipped by the model, part by part, got trainer.gradient_clip_val "
-                f"{self.trainer.gradient_clip_val}; set model.init_args.optimizer.clip instead"
+                f"{trainer.gradient_clip_val}; set model.init_args.optimizer.clip instead"
             )
+
+    def on_fit_start(self) -> None:
+        """Check the run, however it was started."""
+        self.check_run(self.trainer, getattr(self.trainer, "datamodule", None))
+        self._ended = False
+
+    def on_train_end(self) -> None:
+        """Note that training came to its end in this run."""
+        self._ended = True
+
+    def on_fit_end(self) -> None:
+        """Put averaged weights in place where a resumed run had no step left: Lightning then leaves that out."""
+        trainer: Any = self.trainer
+        for callback in () if self._ended else trainer.callbacks:
+            if isinstance(callback, WeightAveraging):
+                callback.on_train_end(trainer, self)
 
     def on_train_start(self) -> None:
         """Take the first snapshot."""

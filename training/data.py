@@ -90,6 +90,15 @@ class ImageData(ResumableData):
             self._validation_set = Pictures(source, self.validation_crop, self.on_error, self.seed, self.cache)
         return self._validation_set
 
+    def first(self) -> Item:
+        """The first readable training picture, to try a model on; the validation pictures are looked for too.
+
+        Raises:
+            ValueError: nothing to train on.
+        """
+        self.validation_set()
+        return self.train_set()[0]
+
     @staticmethod
     def collate(items: list[Item]) -> Batch:
         """Items to a batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,18 @@ from ..data.scenes import Scenes
 from ..data.tokens import TokenRecord, TokenStore
 from ..data.transforms import Crop, Filter
 from ..tokenizers.base import VisualTokenizer
+
+
+def saved_tokenizer(folder: str) -> VisualTokenizer:
+    """The tokenizer in a folder of this machine; the hub is not asked.
+
+    Raises:
+        FileNotFoundError: no such folder, or one that lacks the configuration or weights.
+        ValueError: damaged files.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"a tokenizer was expected in {folder}, which is no folder; train it or check the path")
+    return VisualTokenizer.from_pretrained(folder)
 
 
 @torch.inference_mode()

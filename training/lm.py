@@ -146,6 +146,7 @@ class LanguageModelTraining(TrainingModule):
 
     def on_fit_end(self) -> None:
         """Write tokenizer and model to ``save_to``, once."""
+        super().on_fit_end()
         if self.save_to is not None and self.trainer.is_global_zero:
             TextToImagePipeline(self._tokenizer[0], self.model).save_pretrained(Path(self.save_to))
 

@@ -12,18 +12,22 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from ..data.files import atomic_file
+from ..data.files import DiskFullError, atomic_file
 
 #: Does the work of a stage: (folder of the stage, its arguments with references replaced).
 Action = Callable[[Path, dict[str, Any]], None]
+
+#: What the next call does with a stage: skip it, continue it, run it anew, or run it for the first time.
+State = Literal["finished", "interrupted", "changed", "new"]
 
 MARK = ".stage.json"
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
@@ -53,13 +57,15 @@ class Recipe:
     """Stages in the order they run, and the folder they write to.
 
     Raises:
-        ValueError: names that are no folder names or not unique, or a stage that reads one that is not earlier.
+        ValueError: no stage, names that are no folder names or not unique, or a stage that reads one not earlier.
     """
 
     folder: Path
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("a recipe must have at least one stage, got none; add one")
         earlier: list[str] = []
         for stage in self.stages:
             if not _NAME.fullmatch(stage.name):
@@ -99,6 +105,14 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What the next call would do with a stage."""
+
+    name: str
+    state: State
+
+
+@dataclass(frozen=True)
 class Done:
     """What is remembered about a finished stage."""
 
@@ -107,8 +121,48 @@ class Done:
     skipped: bool  #: finished by an earlier call
 
 
+def check_recipe(recipe: Recipe, actions: Mapping[str, Action], checks: Mapping[str, Action] | None = None) -> None:
+    """Look at all stages before the first one runs; runs and writes nothing.
+
+    Args:
+        recipe: the stages.
+        actions: by the name under which stages ask for them.
+        checks: by the same names: called as the actions are, before anything that a stage reads exists, to raise
+            ValueError or TypeError where the arguments are wrong.
+
+    Raises:
+        ValueError: a stage asks for an unknown action, its arguments are wrong, or its folder holds files that no stage
+            wrote.
+    """
+    _check_actions(recipe, actions)
+    for stage in recipe.stages:
+        folder = recipe.folder / stage.name
+        _contents(folder)
+        if check := (checks or {}).get(stage.run):
+            try:
+                check(folder, _resolve(dict(stage.arguments), recipe))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"stage {stage.name!r}: {error}") from error
+
+
+def plan_recipe(recipe: Recipe) -> list[Planned]:
+    """What :func:`run_recipe` would do with each stage; runs and writes nothing."""
+    planned: list[Planned] = []
+    versions: dict[str, str] = {}
+    for stage in recipe.stages:
+        fingerprint, mark = _fingerprint(stage, versions), _read_mark(recipe.folder / stage.name)
+        state = _state(mark, fingerprint)
+        kept = state in ("finished", "interrupted")
+        versions[stage.name] = _version(fingerprint, mark["started"] if kept else None)
+        planned.append(Planned(stage.name, state))
+    return planned
+
+
 def run_recipe(
-    recipe: Recipe, actions: Mapping[str, Action], announce: Callable[[str], None] | None = None
+    recipe: Recipe,
+    actions: Mapping[str, Action],
+    announce: Callable[[str], None] | None = None,
+    checks: Mapping[str, Action] | None = None,
 ) -> list[Done]:
     """Carry out what is left of a recipe.
 
@@ -116,12 +170,13 @@ def run_recipe(
         recipe: the stages.
         actions: by the name under which stages ask for them.
         announce: told in one line what happens to each stage.
+        checks: of the arguments of all stages, before the first one runs; see :func:`check_recipe`.
 
     Raises:
-        ValueError: a stage asks for an unknown action, and nothing has been run then; or its folder holds files that no
-            stage wrote, or it did not write what it publishes.
+        ValueError: as :func:`check_recipe` does, and nothing has been run then; or a stage did not write what it
+            publishes.
     """
-    _check_actions(recipe, actions)
+    check_recipe(recipe, actions, checks)
     tell = announce or (lambda line: None)
     finished: list[Done] = []
     versions: dict[str, str] = {}
@@ -130,15 +185,15 @@ def run_recipe(
         fingerprint = _fingerprint(stage, versions)
         mark = _read_mark(folder)
         title = f"[{number}/{len(recipe.stages)}] {stage.name}"
-        same = mark.get("fingerprint") == fingerprint
-        skipped = same and mark["finished"]
+        state = _state(mark, fingerprint)
+        skipped, same = state == "finished", state == "interrupted"
         if skipped:
             tell(f"{title}: finished before, skipped")
         else:
             tell(f"{title}: {'continues' if same else 'starts'}")
             mark = _carry_out(recipe, stage, actions[stage.run], fingerprint, mark if same else {})
             tell(f"{title}: done in {mark['seconds']:.0f} s")
-        versions[stage.name] = f"{fingerprint} {mark['started']}"  # begun anew, it may hold something else
+        versions[stage.name] = _version(fingerprint, mark["started"])
         finished.append(Done(stage.name, mark["seconds"], skipped))
     return finished
 
@@ -161,30 +216,47 @@ def _carry_out(
     def remember(finished: bool) -> dict[str, Any]:
         return _write_mark(folder, common | {"seconds": before + time.time() - begun, "finished": finished})
 
-    remember(finished=False)
     try:
+        remember(finished=False)
         action(folder, _resolve(dict(stage.arguments), recipe))
         _publish(recipe, stage)
-    except BaseException:
-        remember(finished=False)
+    except BaseException as error:
+        if isinstance(error, Exception) and {path.name for path in folder.iterdir()} <= {MARK}:
+            _remove(folder)  # refused before anything was done
+        else:
+            with suppress(DiskFullError):
+                remember(finished=False)
         raise
     return remember(finished=True)
 
 
 def _clear(folder: Path) -> None:
     """Empty the folder of a stage. Its mark stays and is void until then, so that an interruption does no harm."""
-    mark, found = _read_mark(folder), sorted(folder.iterdir()) if folder.is_dir() else []
-    if found and not mark:
-        raise ValueError(
-            f"{folder} must be empty or written by a stage, got {found[0].name} in it; choose another folder to run in"
-        )
-    if mark:
+    found = _contents(folder)
+    if mark := _read_mark(folder):
         _write_mark(folder, mark | {"fingerprint": "", "finished": False})
     for path in found:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != MARK:
             path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    """Leave no trace of a stage that wrote nothing, nor of a run without stages."""
+    (folder / MARK).unlink(missing_ok=True)
+    for empty in (folder, folder.parent):
+        if not any(empty.iterdir()):
+            empty.rmdir()
+
+
+def _contents(folder: Path) -> list[Path]:
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    if found and not _read_mark(folder):
+        raise ValueError(
+            f"{folder} must be empty or written by a stage, got {found[0].name} in it; choose another folder to run in"
+        )
+    return found
 
 
 def _publish(recipe: Recipe, stage: Stage) -> None:
@@ -222,6 +294,19 @@ def _fingerprint(stage: Stage, versions: Mapping[str, str]) -> str:
     texts = [file.read_text() for file in files if file.is_file()]
     what = [stage.run, stage.arguments, stage.publish, [versions[name] for name in stage.reads()], texts]
     return sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _version(fingerprint: str, started: float | None) -> str:
+    """Of what a stage holds: begun anew, it may hold something else. None is yet to be begun."""
+    return f"{fingerprint} {started}"
+
+
+def _state(mark: Mapping[str, Any], fingerprint: str) -> State:
+    if not mark:
+        return "new"
+    if mark["fingerprint"] != fingerprint:
+        return "changed"
+    return "finished" if mark["finished"] else "interrupted"
 
 
 def _write_mark(folder: Path, mark: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import SiglipConfig, SiglipModel
@@ -13,6 +14,7 @@ from transformers import SiglipConfig, SiglipModel
 from ..data.files import atomic_folder
 from ..lm.vocabulary import Vocabulary
 from .base import TrainingModule
+from .data import ImageData
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings
 
@@ -71,6 +73,21 @@ class TeacherTraining(TrainingModule):
             self.model.logit_scale.fill_(math.log(10.0))
             self.model.logit_bias.fill_(-10.0)
 
+    def check_run(self, trainer: Trainer, data: LightningDataModule | None) -> None:
+        """As every module does; and one picture must be of the teacher's size and have a caption of known words."""
+        super().check_run(trainer, data)
+        if isinstance(data, ImageData):
+            first = data.first()
+            self.text_ids([first["text"]])
+            height, width = first["images"].shape[1:]
+            config: Any = self.model.config.vision_config  # transformers types it as a mapping
+            side: int = config.image_size
+            if (height, width) != (side, side):
+                raise ValueError(
+                    f"images must be {side}x{side} for a teacher of image_size {side}, got {height}x{width}; set the "
+                    f"data's size to {side}"
+                )
+
     def training_loss(self, batch: dict[str, Any]) -> Tensor:
         """The sigmoid loss per image."""
         logits, pairs = self._compare(batch)
@@ -83,8 +100,9 @@ class TeacherTraining(TrainingModule):
         found = {"val/loss": sigmoid_loss(logits, pairs), "val/retrieval": retrieval(logits, pairs)}
         self.log_dict(found, batch_size=len(logits), sync_dist=True, prog_bar=True)
 
-    def on_train_end(self) -> None:
-        """Write the SigLIP checkpoint."""
+    def on_fit_end(self) -> None:
+        """Write the SigLIP checkpoint; also where a resumed run had no step left."""
+        super().on_fit_end()
         if self.save_to is not None and self.trainer.is_global_zero:
             with atomic_folder(self.save_to) as folder:
                 self.model.save_pretrained(folder)
@@ -93,8 +111,13 @@ class TeacherTraining(TrainingModule):
         """Ids ``[B, text_length]`` int64 of captions, padded on the right.
 
         Raises:
-            ValueError: a caption of more than ``text_length`` pieces, or with an unknown word.
+            ValueError: an empty caption, or one of more than ``text_length`` pieces or with an unknown word.
         """
+        if not all(caption.strip() for caption in captions):
+            raise ValueError(
+                "a teacher needs a caption for every picture, got one without; add the missing captions or leave those "
+                "pictures out"
+            )
         rows = [self.vocabulary.encode(caption) for caption in captions]
         longest = max(len(row) for row in rows)
         if longest > self.text_length:

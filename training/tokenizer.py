@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
 
 from ..tokenizers.base import TrainingTerms, VisualTokenizer
@@ -15,6 +16,7 @@ from ..tokenizers.losses import PixelLoss
 from ..tokenizers.vision import VisionTower
 from .adversarial import ADVERSARIAL, AdversarialSettings, adaptive_weight, discriminator_term, generator_term
 from .base import TrainingModule
+from .data import ImageData
 from .frozen import Frozen
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings, Trained
@@ -70,6 +72,12 @@ class TokenizerTraining(TrainingModule):
         self._teacher = None if teacher is None else Frozen(teacher)
         self.usage, self.validation_usage = CodeUsage(), CodeUsage()
 
+    def check_run(self, trainer: Trainer, data: LightningDataModule | None) -> None:
+        """As every module does; and one picture must be of a size that the tokenizer takes."""
+        super().check_run(trainer, data)
+        if isinstance(data, ImageData):
+            self.tokenizer.check_images(data.first()["images"][None])
+
     def trained(self) -> Mapping[str, Trained]:
         """The generator (the tokenizer) and, where there is one, the discriminator."""
         rate = self.settings.learning_rate
@@ -107,8 +115,9 @@ class TokenizerTraining(TrainingModule):
         self.log_dict({f"val/{name}": value for name, value in self.validation_usage.compute().items()})
         self.validation_usage.reset()
 
-    def on_train_end(self) -> None:
-        """Write the tokenizer."""
+    def on_fit_end(self) -> None:
+        """Write the tokenizer; also where a resumed run had no step left."""
+        super().on_fit_end()
         if self.save_to is not None and self.trainer.is_global_zero:
             self.tokenizer.save_pretrained(self.save_to)
 

@@ -11,6 +11,8 @@ from smalti.cli.errors import InterruptedRunError, one_line
 from smalti.data.files import DiskFullError
 from smalti.training.guard import DivergedError
 
+FULL = "the disk{} must have room to write to, got a full one; free some space and try again"
+
 
 @pytest.mark.parametrize(
     ("error", "code", "line"),
@@ -20,7 +22,8 @@ from smalti.training.guard import DivergedError
         (FileNotFoundError("no tokenizer in x; train it"), 2, "error: no tokenizer in x; train it\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.yaml"), 2, "error: No such file: a.yaml\n"),
         (DiskFullError(errno.ENOSPC, "a.ckpt needs room"), 2, "error: a.ckpt needs room\n"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "error: No space left on device\n"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, f"error: {FULL.format('')}\n"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.csv"), 2, f"error: {FULL.format(' of a.csv')}\n"),
         (DivergedError("training was not finite"), 2, "error: training was not finite\n"),
         (InterruptedRunError("interrupted at step 3"), 130, "interrupted at step 3\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,7 +168,7 @@ NO_OPTION = "({}) has no option {!r}; did you mean {}"
             "model.discriminator " + NO_OPTION.format("PatchDiscriminator", "widt", "width"),
         ),
         ("trainer.max_step", 3, "trainer " + NO_OPTION.format("Trainer", "max_step", "max_steps")),
-        (f"{TOKENIZER}.image_size", "x", "model.tokenizer.image_size: Expected a int. Got value: x"),
+        (f"{TOKENIZER}.image_size", "x", "model.tokenizer.image_size must be int, got 'x'; correct it"),
         (f"{MODEL}.optimizer.learning_rate", 0.0, "learning_rate must be above 0, got 0.0"),
         ("data.init_args.held_out", -1, "expected held_out >= 0, got -1"),
         (f"{MODEL}.teacher", {"class_path": LOADED}, "the following arguments are required: checkpoint"),
@@ -210,6 +211,17 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_checkpoint(tmp_path, confi
     assert end.value.code == 2
     assert "last.ckpt needs more room than its disk has left" in capsys.readouterr().err.strip().splitlines()[-1]
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("average", [[], [{"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.5}}]])
+def test_a_run_that_ended_before_its_result_was_saved_saves_it(tmp_path, config, average):
+    config["trainer"]["callbacks"] = average
+    assert main(["fit", "-c", write(tmp_path, config)]) == 0
+    saved = tmp_path / "tokenizer" / "diffusion_pytorch_model.safetensors"
+    expected = saved.read_bytes()
+    shutil.rmtree(saved.parent)
+    assert main(["fit", "-c", write(tmp_path, config), "--ckpt_path", "last"]) == 0
+    assert saved.read_bytes() == expected
 
 
 def test_ctrl_c_ends_with_130_and_last_continues(tmp_path, config):

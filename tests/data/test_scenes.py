@@ -23,7 +23,7 @@ def picture(*things: Thing, world: World = WORLDS[0]) -> np.ndarray:
 def test_the_presets_are_those_of_the_benchmark():
     full, small = World.full(), World.named("small")
     assert (full.size, len(full.shapes), len(full.colors), full.max_count) == (64, 8, 10, 4)
-    assert (small.size, len(small.shapes), len(small.colors), small.max_count) == (32, 6, 6, 3)
+    assert (small.size, len(small.shapes), len(small.colors), small.max_count) == (30, 4, 6, 3)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -231,7 +231,7 @@ def test_the_source_has_pictures_captions_and_names():
     source = Scenes("small", "validation", 5, seed=7)
     image = source.picture(3)
     assert len(source) == 5
-    assert (image.mode, image.size) == ("RGB", (32, 32))
+    assert (image.mode, image.size) == ("RGB", (30, 30))
     np.testing.assert_array_equal(np.asarray(image), source.pixels(3))
     assert source.caption(3) == source.scene(3).caption
     assert source.name(3) == "validation-000003"

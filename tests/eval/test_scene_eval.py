@@ -82,7 +82,7 @@ def test_everything_at_once_is_strictly_nothing(world):
 
 
 def test_blank_pictures_score_nothing(entries):
-    blank = np.full((len(entries), 32, 32, 3), 128, dtype=np.uint8)
+    blank = np.full((len(entries), SMALL.size, SMALL.size, 3), 128, dtype=np.uint8)
     assert score_images(blank, entries, SMALL, resamples=10).overall == 0
 
 
@@ -164,12 +164,12 @@ def test_a_perfect_tokenizer_reaches_the_ceiling_and_a_coarse_one_does_not(entri
         return images
 
     def coarse(images: Tensor) -> Tensor:
-        small = torch.nn.functional.avg_pool2d(images, 4)
-        return torch.nn.functional.interpolate(small, scale_factor=4.0)
+        small = torch.nn.functional.avg_pool2d(images, 5)
+        return torch.nn.functional.interpolate(small, scale_factor=5.0)
 
     assert ceiling(same, SMALL, entries, per_prompt=1, batch_size=50).overall == 1
-    assert [len(batch) for batch in seen] == [50, 50, 50, len(entries) - 150]
-    assert seen[0].shape == (50, 3, 32, 32)
+    assert [len(batch) for batch in seen] == [50, len(entries) - 50]
+    assert seen[0].shape == (50, 3, SMALL.size, SMALL.size)
     assert seen[0].dtype == torch.float32
     assert -1 <= min(float(batch.min()) for batch in seen) < max(float(batch.max()) for batch in seen) <= 1
     assert ceiling(coarse, SMALL, entries, per_prompt=1).overall < 0.5
@@ -193,6 +193,23 @@ def test_chance_refuses_equal_prompts(entries, pictures):
 
 def test_a_tokenizer_that_changes_the_size_is_refused(entries):
     with pytest.raises(
-        ValueError, match=r"roundtrip must return \(2, 3, 32, 32\), got \(2, 3, 16, 16\); decode to the size"
+        ValueError, match=r"roundtrip must return \(2, 3, 30, 30\), got \(2, 3, 15, 15\); decode to the size"
     ):
         ceiling(lambda images: images[..., ::2, ::2], SMALL, entries[:2], per_prompt=1)
+
+
+def test_every_task_has_an_interval_and_is_split_by_what_training_showed(entries, pictures):
+    chosen = [i for i, entry in enumerate(entries) if entry["tag"] in ("single_object", "colors")]
+    wrong = [i for i in chosen if entries[i]["tag"] == "colors" and not entries[i]["seen"]]
+    shown = pictures.copy()
+    shown[wrong] = 255  # nothing is found on an empty picture
+    scores = score_images(shown[chosen], [entries[i] for i in chosen], SMALL)
+    share = len(wrong) / sum(entries[i]["tag"] == "colors" for i in chosen)
+    assert 0 < share < 1
+    assert scores.tasks == {"single_object": 1.0, "colors": pytest.approx(1 - share)}
+    assert scores.seen_tasks == {"single_object": 1.0, "colors": 1.0}
+    assert scores.unseen_tasks == {"colors": 0.0}
+    assert scores.task_intervals["single_object"] == (1.0, 1.0)
+    low, high = scores.task_intervals["colors"]
+    assert 0 < low < 1 - share < high < 1
+    assert scores.to_dict()["task_intervals"]["colors"] == [low, high]

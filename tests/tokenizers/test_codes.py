@@ -78,6 +78,13 @@ def test_codes_of_one_codebook():
         codes.of("sound")
 
 
+def test_depths_with_tables_of_their_own_go_by_one_name():
+    books = (Codebook("semantic", 4), Codebook("pixel.0", 4), Codebook("pixel.1", 4))
+    codes = Codes.full(torch.arange(3).expand(2, 6, 3), CodeSpec(GRID, books))
+    assert torch.equal(codes.of("pixel"), codes.ids[..., 1:])
+    assert torch.equal(codes.of("pixel.1"), codes.ids[..., 2:])
+
+
 def test_slicing_and_joining():
     codes = Codes.full(torch.randint(0, 4, (5, 6, 3)), SPEC)
     assert len(codes[1:4]) == 3

@@ -42,7 +42,8 @@ def transformer_decoder(grid=4):
 def test_spec_and_sizes():
     tokenizer = VQTokenizer(encoder(), VectorQuantizer(4, 16, depth=2), decoder(), 32)
     assert tokenizer.spec.layout.shape == (8, 8)
-    assert tokenizer.spec.to_dict()["codebooks"] == [{"name": "pixel", "size": 16, "depth": 2}]
+    books = [{"name": f"pixel.{depth}", "size": 16, "depth": 1} for depth in range(2)]
+    assert tokenizer.spec.to_dict()["codebooks"] == books
     assert (tokenizer.image_size, tokenizer.stride, tokenizer.any_size) == ((32, 32), 4, True)
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from smalti.training.recipe import MARK, Done, Recipe, Stage, run_recipe, timings
+from smalti.training.recipe import MARK, Done, Recipe, Stage, check_recipe, plan_recipe, run_recipe, timings
 
 
 class Worker:
@@ -174,6 +174,67 @@ def test_an_unknown_action_is_named_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="got 'work'; known are encode, fit"):
         run_recipe(plan, {"fit": worker, "encode": worker})
+
+
+def test_arguments_of_all_stages_are_checked_before_the_first_one_runs(tmp_path):
+    worker, seen = Worker(), []
+
+    def check(folder, arguments):
+        seen.append((folder.name, arguments))
+        if folder.name == "lm":
+            raise TypeError("width must be a number, got 'x'; correct it")
+
+    for call in (run_recipe, check_recipe):
+        with pytest.raises(ValueError, match="stage 'lm': width must be a number, got 'x'; correct it"):
+            call(recipe(tmp_path / "run"), {"work": worker}, checks={"work": check})
+    assert seen[1] == ("tokenizer", {"pictures": f"{tmp_path}/run/data/train", "width": 8})
+    assert worker.calls == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_foreign_files_of_a_later_stage_are_seen_before_the_first_one_runs(tmp_path):
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "notes.txt").write_text("mine")
+    worker = Worker()
+    with pytest.raises(ValueError, match=r"lm must be empty or written by a stage, got notes.txt in it"):
+        run_recipe(recipe(tmp_path), {"work": worker})
+    assert worker.calls == []
+
+
+def states(folder, **changed) -> dict[str, str]:
+    return {stage.name: stage.state for stage in plan_recipe(recipe(folder, **changed))}
+
+
+def test_a_plan_tells_what_the_next_call_does(tmp_path):
+    def work(folder, arguments):
+        (folder / "part.txt").write_text("half")
+        if folder.name == "teacher":
+            raise KeyboardInterrupt
+
+    assert set(states(tmp_path / "run").values()) == {"new"}
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe(tmp_path / "run"), {"work": work})
+    found = {"data": "finished", "tokenizer": "finished", "teacher": "interrupted", "lm": "new"}
+    assert states(tmp_path / "run") == found
+    assert states(tmp_path / "run", tokenizer={"width": 9}) == found | {"tokenizer": "changed"}
+    assert states(tmp_path / "run", data={"count": 4}) == found | {"data": "changed", "tokenizer": "changed"}
+    run_recipe(recipe(tmp_path / "run"), {"work": Worker()})
+    assert states(tmp_path / "run", tokenizer={"width": 9})["lm"] == "changed"
+
+
+def test_a_stage_that_is_refused_before_it_wrote_anything_leaves_nothing(tmp_path):
+    def refuse(folder, arguments):
+        raise ValueError("no pictures")
+
+    with pytest.raises(ValueError, match="no pictures"):
+        run_recipe(recipe(tmp_path / "run"), {"work": refuse})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_stage_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="a recipe must have at least one stage, got none; add one"):
+        Recipe(tmp_path, ())
 
 
 def test_published_files_are_copied_to_the_run(tmp_path):
