@@ -54,8 +54,9 @@ class TextToImagePipeline(DiffusionPipeline):
 
         Args:
             prompt: one or several prompts.
-            generator: a seed that every prompt starts from, or one CPU generator per prompt; a picture depends on its
-                prompt and its generator only, not on the batch it is drawn in.
+            generator: a seed that every prompt starts from, or one CPU generator per prompt; the codes of a picture
+                depend on its prompt and its generator, not on the rest of the batch, but for rounding: larger batches
+                round differently, so equal bytes need ``batch_size=1``.
             sampling: temperature, filters and guidance.
             batch_size: prompts decoded together.
             progress: show a progress bar.
