@@ -75,29 +75,29 @@ class Session:
 
     Args:
         model: the language model, in eval mode.
-        prompts: ``[T_i, 2]`` (token, slot) rows, of any lengths; shorter ones are padded on the left and masked.
+        prompts: ``[T_i, W + 1]`` rows of the model's layout, of any lengths; shorter ones are padded on the left and
+            masked.
     """
 
     def __init__(self, model: SharedLM, prompts: Sequence[Tensor]) -> None:
         self.model, self.cache = model, DynamicCache()
         longest = max(len(prompt) for prompt in prompts)
-        pad = torch.tensor([[model.vocabulary.special("<pad>"), TEXT]])
-        rows = [torch.cat([pad.expand(longest - len(prompt), 2), prompt]) for prompt in prompts]
+        pad = model.layout.rows(torch.tensor([[model.vocabulary.special("<pad>")]]), TEXT)[0]
+        rows = [torch.cat([pad.expand(longest - len(prompt), -1), prompt]) for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         self._pending = torch.stack(rows).to(model.device)
         self._mask = torch.tensor(mask, device=model.device)
 
-    def logits(self, slot: int) -> Tensor:
-        """Logits ``[B, block]`` of the token at ``slot`` (or :data:`~smalti.lm.layout.TEXT`) after all rows so far."""
-        found = self.model.next_logits(self._pending, self.cache, self._mask, slot)
+    def state(self) -> Tensor:
+        """State ``[B, C]`` that predicts the step after all rows so far."""
+        found = self.model.next_state(self._pending, self.cache, self._mask)
         self._pending = self._pending[:, :0]
         return found
 
     def append(self, tokens: Tensor, slot: int) -> None:
-        """Add one token ``[B]`` of the shared vocabulary."""
-        rows = torch.stack([tokens, torch.full_like(tokens, slot)], dim=-1)[:, None]
-        self._pending = torch.cat([self._pending, rows], dim=1)
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(rows), 1)], dim=1)
+        """Add one step: tokens ``[B, <= W]`` of the shared vocabulary at a slot, or one at ``TEXT``."""
+        self._pending = torch.cat([self._pending, self.model.layout.rows(tokens, slot)], dim=1)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
 
 
 @torch.inference_mode()
@@ -118,10 +118,10 @@ def sample_codes(
         generators: B CPU generators, one per caption; each alone decides its picture.
         sampling: temperature, filters and guidance.
         order: raster by default; must be legal for the layout of the model's codes.
-        progress: called with (tokens done, tokens in all) after every token.
+        progress: called with (steps done, steps in all) after every step.
 
     Raises:
-        ValueError: another number of generators than captions, or an order the flat head cannot follow.
+        ValueError: another number of generators than captions, or an order of several positions per step.
     """
     sampling, order = sampling or Sampling(), order or Raster()
     if len(generators) != len(captions) or not captions:
@@ -130,20 +130,27 @@ def sample_codes(
             f"{len(captions)} captions; make one generator for each"
         )
     spec, layout = model.spec, model.layout
-    slots = _slots(order, spec.layout, spec.depth)
-    uniforms = torch.stack([torch.rand(len(slots), generator=g, dtype=torch.float64) for g in generators])
+    slots = _slots(order, spec.layout, layout.steps)
+    uniforms = torch.stack(
+        [torch.rand(spec.positions * spec.depth, generator=g, dtype=torch.float64) for g in generators]
+    )
     guided = sampling.guidance != 1
     prompts = [layout.prompt(caption) for caption in captions] + [layout.prompt(None)] * (guided * len(captions))
     session = Session(model, prompts)
-    ids = torch.empty(len(captions), len(slots), dtype=torch.int64, device=model.device)
+    ids = torch.empty(len(captions), layout.steps, layout.per_step, dtype=torch.int64, device=model.device)
+    drawn = iter(uniforms.T)
     for step, slot in enumerate(slots):
-        logits = session.logits(slot)
-        if guided:
-            conditional, free = logits.chunk(2)
-            logits = free + sampling.guidance * (conditional - free)
-        ids[:, slot] = draw(logits, sampling, uniforms[:, step])
-        tokens = ids[:, slot] + model.head.block(slot).start
-        session.append(tokens.repeat(2) if guided else tokens, slot)
+        state = session.state()
+        written = torch.empty(len(state), 0, dtype=torch.int64, device=model.device)
+        for column, block in enumerate(model.head.at(slot)):
+            logits = model.logits(state, written, slot)
+            if guided:
+                conditional, free = logits.chunk(2)
+                logits = free + sampling.guidance * (conditional - free)
+            ids[:, slot, column] = draw(logits, sampling, next(drawn))
+            tokens = ids[:, slot, column] + block.start
+            written = torch.cat([written, (tokens.repeat(2) if guided else tokens)[:, None]], dim=1)
+        session.append(written, slot)
         if progress is not None:
             progress(step + 1, len(slots))
     return Codes.full(ids.view(len(captions), spec.positions, spec.depth), spec)
@@ -155,19 +162,24 @@ def write_text(model: SharedLM, prompts: Sequence[Tensor], limit: int = 32) -> l
 
     Args:
         model: the language model.
-        prompts: ``[T_i, 2]`` rows from :class:`~smalti.lm.layout.SequenceLayout`.
+        prompts: rows from :class:`~smalti.lm.layout.SequenceLayout`.
         limit: most tokens written.
     """
     session, end = Session(model, prompts), model.vocabulary.special("<eos>")
     written = torch.full((len(prompts), limit), end, device=model.device)
     open_rows = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
+    nothing = torch.empty(len(prompts), 0, dtype=torch.int64, device=model.device)
     for step in range(limit):
-        tokens = session.logits(TEXT).argmax(-1).where(open_rows, torch.tensor(end, device=model.device))
+        tokens = (
+            model.logits(session.state(), nothing, TEXT)
+            .argmax(-1)
+            .where(open_rows, torch.tensor(end, device=model.device))
+        )
         written[:, step] = tokens
         open_rows &= tokens != end
         if not bool(open_rows.any()):
             break
-        session.append(tokens, TEXT)
+        session.append(tokens[:, None], TEXT)
     return [model.vocabulary.decode(_until(row, end)) for row in written.tolist()]
 
 
@@ -175,11 +187,12 @@ def _until(tokens: list[int], end: int) -> list[int]:
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
-def _slots(order: Order, layout: CodeLayout, depth: int) -> list[int]:
+def _slots(order: Order, layout: CodeLayout, total: int) -> list[int]:
     steps = order.steps(layout)
     if any(len(step) != 1 for step in steps):
         raise ValueError(
-            f"the flat head writes one position per step, got an order with steps of {max(map(len, steps))} positions; "
-            "use raster order"
+            "the flat and depth heads write one position per step, got an order with steps of "
+            f"{max(map(len, steps))} positions; use raster order"
         )
-    return [int(step) * depth + column for step in steps for column in range(depth)]
+    each = total // layout.positions
+    return [int(step) * each + part for step in steps for part in range(each)]

@@ -1,10 +1,12 @@
 """Sequences and labels for both directions, built by the library so that nobody builds labels by hand.
 
-text -> image   ``<bos> caption <image> codes </image>``                      loss on the codes
-image -> text   ``<bos> <image> codes </image> <caption> caption <eos>``        loss on the caption
-questions       ``... <question> q <answer> a <eos> <question> q <answer> a <eos>``   loss on the answers
+text -> image   ``<bos> caption <image> codes </image>``                              loss on the codes
+image -> text   ``<bos> <image> codes </image> <question> q <answer> a <eos> ... <caption> caption <eos>``
+                loss on answers and caption; questions come first, because a caption before them would answer them
 
-Codes are unrolled position by position, columns in the order of the spec (the ``flat`` head).
+A sequence is made of steps. A step of text writes one token; a step of an image writes W columns of a position, one
+(the ``flat`` head, codes unrolled position by position) or all of them (the ``depth`` head). Slot s of an image is the
+step that writes columns ``s * W`` to ``(s + 1) * W`` of its codes ``[N * D]``.
 """
 
 from __future__ import annotations
@@ -18,24 +20,26 @@ from torch import Tensor
 from ..tokenizers.codes import CodeSpec
 from .vocabulary import Vocabulary
 
-#: In ``Batch.slots``: a token that is no visual code.
+#: In ``Batch.slots``: a step of text.
 TEXT = -1
+#: In ``Batch.tokens``: no token, where a step writes fewer than W.
+NONE = -1
 
 
 @dataclass(frozen=True)
 class Example:
     """One sequence: what is read and what is learned."""
 
-    tokens: Tensor  #: [T] int64 ids of the shared vocabulary
-    slots: Tensor  #: [T] int64, ``position * D + column`` of a visual code, :data:`TEXT` elsewhere
-    learned: Tensor  #: [T] bool, true where predicting this token is part of the loss
+    tokens: Tensor  #: [T, W] int64 ids of the shared vocabulary, :data:`NONE` where a step writes fewer
+    slots: Tensor  #: [T] int64, the step of an image, :data:`TEXT` elsewhere
+    learned: Tensor  #: [T] bool, true where predicting this step is part of the loss
 
 
 @dataclass(frozen=True)
 class Batch:
     """Examples padded on the right; under a causal mask no real token sees the padding."""
 
-    tokens: Tensor  #: [B, T] int64
+    tokens: Tensor  #: [B, T, W] int64
     slots: Tensor  #: [B, T] int64
     learned: Tensor  #: [B, T] bool
 
@@ -50,35 +54,36 @@ class SequenceLayout:
     Args:
         vocabulary: text, special and visual ids.
         spec: the codes; every codebook needs its block in the vocabulary.
+        per_step: W, columns that one step writes; divides the spec's D.
+
+    Rows are ``[T, W + 1]`` int64: the tokens of a step, then its slot.
 
     Raises:
         ValueError: a vocabulary whose blocks do not fit the spec.
     """
 
-    def __init__(self, vocabulary: Vocabulary, spec: CodeSpec) -> None:
+    def __init__(self, vocabulary: Vocabulary, spec: CodeSpec, per_step: int = 1) -> None:
         if vocabulary.codebooks != spec.codebooks:
             raise ValueError(
                 f"the vocabulary must have the blocks {spec.codebooks} of the tokenizer, got {vocabulary.codebooks}; "
                 "make them with vocabulary.with_codebooks"
             )
-        self.vocabulary, self.spec = vocabulary, spec
+        self.vocabulary, self.spec, self.per_step = vocabulary, spec, per_step
         self.offsets = [vocabulary.block(book.name).start for book in spec.columns]
 
-    def text_to_image(self, caption: str | None, ids: Tensor, questions: Sequence[tuple[str, str]] = ()) -> Example:
-        """Learn the codes ``[N, D]`` given a caption; ``None`` drops it, for classifier-free guidance.
+    @property
+    def steps(self) -> int:
+        """Steps of one image."""
+        return self.spec.positions * self.spec.depth // self.per_step
 
-        Args:
-            caption: what is read first.
-            ids: codes of one image.
-            questions: pairs of question and answer that follow the image; the answers are learned too.
-        """
-        parts = [(self.prompt(caption), False), (self.codes(ids), True), (self._special("</image>"), False)]
-        return _join(parts + self._answered(questions))
+    def text_to_image(self, caption: str | None, ids: Tensor) -> Example:
+        """Learn the codes ``[N, D]`` given a caption; ``None`` drops it, for classifier-free guidance."""
+        return _join([(self.prompt(caption), False), (self.codes(ids), True), (self._special("</image>"), False)])
 
     def image_to_text(
         self, ids: Tensor, caption: str | None, questions: Sequence[tuple[str, str]] = (), learn_codes: bool = False
     ) -> Example:
-        """Learn a caption and the answers to questions given codes ``[N, D]``.
+        """Learn the answers to questions and a caption given codes ``[N, D]``.
 
         Args:
             ids: codes of one image.
@@ -87,14 +92,16 @@ class SequenceLayout:
             learn_codes: learn the codes too, as an image without a caption.
         """
         parts = [(self.prompt(None), False), (self.codes(ids), learn_codes), (self._special("</image>"), False)]
+        for question, answer in questions:
+            parts += [(self.question(question), False), (self._text(answer, "<eos>"), True)]
         if caption is not None:
             parts += [(self.caption_opener(), False), (self._text(caption, "<eos>"), True)]
-        return _join(parts + self._answered(questions))
+        return _join(parts)
 
     def prompt(self, caption: str | None) -> Tensor:
-        """``<bos> caption <image>`` as ``[T, 2]`` (token, slot) rows: what generation starts from."""
+        """``<bos> caption <image>`` as rows: what generation starts from."""
         text = [] if caption is None else self.vocabulary.encode(caption)
-        return _text_rows([self.vocabulary.special("<bos>"), *text, self.vocabulary.special("<image>")])
+        return self._rows([self.vocabulary.special("<bos>"), *text, self.vocabulary.special("<image>")])
 
     def image(self, ids: Tensor) -> Tensor:
         """``<bos> <image> codes </image>`` rows of codes ``[N, D]``: what questions are asked about."""
@@ -103,14 +110,14 @@ class SequenceLayout:
     def question(self, question: str) -> Tensor:
         """``<question> q <answer>`` rows."""
         text = self.vocabulary.encode(question)
-        return _text_rows([self.vocabulary.special("<question>"), *text, self.vocabulary.special("<answer>")])
+        return self._rows([self.vocabulary.special("<question>"), *text, self.vocabulary.special("<answer>")])
 
     def caption_opener(self) -> Tensor:
         """``<caption>`` as a row: what a caption follows."""
         return self._special("<caption>")
 
     def codes(self, ids: Tensor) -> Tensor:
-        """Codes ``[N, D]`` unrolled to ``[N * D, 2]`` rows.
+        """Codes ``[N, D]`` as one row per step.
 
         Raises:
             ValueError: another number of positions or columns than the spec's, or an id outside its codebook.
@@ -126,33 +133,33 @@ class SequenceLayout:
                 f"codes must lie in [0, K) with K = {sizes} by column, got {int(ids.min())}..{int(ids.max())}; "
                 "encode the images with the tokenizer of this model"
             )
-        return torch.stack([(ids + torch.tensor(self.offsets)).flatten(), torch.arange(ids.numel())], dim=1)
+        tokens = (ids + torch.tensor(self.offsets)).view(self.steps, self.per_step)
+        return torch.cat([tokens, torch.arange(self.steps)[:, None]], dim=1)
+
+    def rows(self, tokens: Tensor, slot: int) -> Tensor:
+        """Rows ``[B, 1, W + 1]`` of one step that wrote tokens ``[B, <= W]``."""
+        padded = torch.nn.functional.pad(tokens, (0, self.per_step - tokens.shape[1]), value=NONE)
+        return torch.nn.functional.pad(padded, (0, 1), value=slot)[:, None]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Pad examples on the right to one batch."""
         pad = torch.nn.utils.rnn.pad_sequence
-        return Batch(
-            pad([e.tokens for e in examples], True, float(self.vocabulary.special("<pad>"))),
-            pad([e.slots for e in examples], True, float(TEXT)),
-            pad([e.learned for e in examples], True, False),
-        )
+        tokens = pad([e.tokens for e in examples], True, float(NONE))
+        slots, learned = pad([e.slots for e in examples], True, TEXT), pad([e.learned for e in examples], True, False)
+        tokens[..., 0].masked_fill_(tokens[..., 0] == NONE, self.vocabulary.special("<pad>"))
+        return Batch(tokens, slots, learned)
 
-    def _answered(self, questions: Sequence[tuple[str, str]]) -> list[tuple[Tensor, bool]]:
-        pairs = [((self.question(q), False), (self._text(a, "<eos>"), True)) for q, a in questions]
-        return [part for pair in pairs for part in pair]
+    def _rows(self, tokens: Sequence[int]) -> Tensor:
+        return self.rows(torch.tensor(tokens, dtype=torch.int64)[:, None], TEXT)[:, 0]
 
     def _special(self, token: str) -> Tensor:
-        return _text_rows([self.vocabulary.special(token)])
+        return self._rows([self.vocabulary.special(token)])
 
     def _text(self, text: str, end: str) -> Tensor:
-        return _text_rows([*self.vocabulary.encode(text), self.vocabulary.special(end)])
-
-
-def _text_rows(tokens: list[int]) -> Tensor:
-    return torch.tensor([(token, TEXT) for token in tokens])
+        return self._rows([*self.vocabulary.encode(text), self.vocabulary.special(end)])
 
 
 def _join(parts: list[tuple[Tensor, bool]]) -> Example:
     rows = torch.cat([rows for rows, _ in parts])
     learned = torch.cat([torch.full((len(rows),), learn) for rows, learn in parts])
-    return Example(rows[:, 0], rows[:, 1], learned)
+    return Example(rows[:, :-1], rows[:, -1], learned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from os import PathLike
@@ -12,15 +12,16 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ..data.files import atomic_folder
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import CodeSpec
-from .embedding import CodePositions
-from .heads import BlockLoss, FlatHead
-from .layout import Batch, SequenceLayout
+from .embedding import CodePositions, embed_tokens
+from .heads import BlockLoss, block_logits, code_head, merged
+from .layout import TEXT, Batch, SequenceLayout
 from .vocabulary import LAYOUT_FILE, MODEL_FILE, Vocabulary
 
 
@@ -32,6 +33,8 @@ class SharedLMConfig(PretrainedConfig):
         spec: a :class:`CodeSpec` as a dict.
         vocabulary_size: V, ids of text, specials and codes together.
         tokenizer_fingerprint: which tokenizer the codes come from.
+        head: how codes are written: ``kind`` (``flat`` by default, or ``depth``) and its options, see
+            :func:`~smalti.lm.heads.code_head`.
     """
 
     model_type = "smalti"
@@ -42,9 +45,10 @@ class SharedLMConfig(PretrainedConfig):
         spec: dict[str, Any] | None = None,
         vocabulary_size: int = 0,
         tokenizer_fingerprint: str = "",
+        head: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.backbone, self.spec = backbone or {}, spec or {}
+        self.backbone, self.spec, self.head = backbone or {}, spec or {}, head or {}
         self.vocabulary_size, self.tokenizer_fingerprint = vocabulary_size, tokenizer_fingerprint
         super().__init__(**kwargs)
 
@@ -68,7 +72,8 @@ class SharedLM(PreTrainedModel):
         vocabulary: text pieces and code blocks.
 
     Raises:
-        ValueError: a vocabulary that does not fit the configuration, or a backbone of unknown type or fields.
+        ValueError: a vocabulary that does not fit the configuration, a backbone of unknown type or fields, or a head of
+            unknown kind or options.
     """
 
     config_class = SharedLMConfig
@@ -83,14 +88,22 @@ class SharedLM(PreTrainedModel):
                 f"the model was built for {config.vocabulary_size} ids, its vocabulary has {vocabulary.size}; "
                 "load both from the same folder"
             )
-        self.layout = SequenceLayout(vocabulary, self.spec)
-        self.head = FlatHead(vocabulary, self.spec)
         self.backbone = AutoModelForCausalLM.from_config(_backbone_config(config.backbone, vocabulary))
-        self.positions = CodePositions(self.spec, int(self.backbone.config.hidden_size))
+        width = int(self.backbone.config.hidden_size)
+        self.head = code_head(config.head, vocabulary, self.spec, width)
+        self.layout = SequenceLayout(vocabulary, self.spec, self.head.per_step)
+        self.positions = CodePositions(self.spec, self.head.per_step, width)
         self.post_init()
 
     @classmethod
-    def build(cls, backbone: Mapping[str, Any], vocabulary: Vocabulary, spec: CodeSpec, fingerprint: str) -> Self:
+    def build(
+        cls,
+        backbone: Mapping[str, Any],
+        vocabulary: Vocabulary,
+        spec: CodeSpec,
+        fingerprint: str,
+        head: Mapping[str, Any] | None = None,
+    ) -> Self:
         """A model from scratch.
 
         Args:
@@ -98,9 +111,10 @@ class SharedLM(PreTrainedModel):
             vocabulary: text ids; blocks for the codebooks of ``spec`` are added.
             spec: the codes it reads and writes.
             fingerprint: of the tokenizer that makes them.
+            head: how codes are written, see :func:`~smalti.lm.heads.code_head`; ``flat`` by default.
         """
         shared = vocabulary.with_codebooks(spec.codebooks)
-        return cls(SharedLMConfig(dict(backbone), spec.to_dict(), shared.size, fingerprint), shared)
+        return cls(SharedLMConfig(dict(backbone), spec.to_dict(), shared.size, fingerprint, dict(head or {})), shared)
 
     @torch.no_grad()
     def start_from_codebooks(self, vectors: Mapping[str, Tensor]) -> None:
@@ -114,54 +128,73 @@ class SharedLM(PreTrainedModel):
         for name, table in vectors.items():
             block = self.vocabulary.block(name)
             spread = (table - table.mean(0)) / table.std().clamp_min(1e-6)
-            for matrix in (self.backbone.get_input_embeddings().weight, self.output_matrix):
+            for matrix in (self.input_matrix, self.output_matrix):
                 projection = torch.randn(table.shape[1], matrix.shape[1]) * table.shape[1] ** -0.5
                 rows = spread.to(matrix) @ projection.to(matrix) * self.backbone.config.initializer_range
                 matrix[block.start : block.stop] = rows
 
     def states(self, tokens: Tensor, slots: Tensor, **options: Any) -> Tensor:
-        """Hidden states ``[B, T, C]`` of tokens ``[B, T]``; ``options`` go to the backbone (cache, mask, positions)."""
-        embedded = self.backbone.get_input_embeddings()(tokens) + self.positions(slots)
+        """Hidden states ``[B, T, C]`` of tokens ``[B, T, W]`` at slots ``[B, T]``.
+
+        ``options`` go to the backbone (cache, mask, positions).
+        """
+        embedded = embed_tokens(tokens, self.input_matrix) + self.positions(slots)
         return self.backbone.base_model(inputs_embeds=embedded, **options).last_hidden_state
 
-    def forward(self, batch: Batch, weights: Mapping[str, float] | None = None) -> LMOutput:
+    def forward(self, batch: Batch | Sequence[Batch], weights: Mapping[str, float] | None = None) -> LMOutput:
         """Loss of a batch, right-padded and causal.
 
         Args:
-            batch: from :meth:`SequenceLayout.collate`.
+            batch: from :meth:`SequenceLayout.collate`. Several count as one, and need no padding to a common length.
             weights: of the block losses ``text`` and every codebook; 1 where absent.
 
         Raises:
             ValueError: sequences longer than the backbone was built for.
         """
-        self._check_length(batch.tokens.shape[1])
-        mask = torch.ones_like(batch.tokens)
-        hidden = self.states(batch.tokens, batch.slots, attention_mask=mask, use_cache=False)
-        blocks = self.head.losses(hidden, self.output_matrix, batch)
-        given = weights or {}
-        return LMOutput(sum((given.get(n, 1.0) * b.mean for n, b in blocks.items()), hidden.new_zeros(())), blocks)
+        batches = [batch] if isinstance(batch, Batch) else batch
+        blocks = merged([self._losses(part) for part in batches])
+        total = torch.stack([(weights or {}).get(name, 1.0) * block.mean for name, block in blocks.items()]).sum()
+        return LMOutput(total, blocks)
 
-    def next_logits(self, rows: Tensor, cache: Cache, mask: Tensor, slot: int) -> Tensor:
-        """Logits of the next token, with keys and values of ``rows`` added to the cache.
+    def next_state(self, rows: Tensor, cache: Cache, mask: Tensor) -> Tensor:
+        """The state that predicts the next step, with keys and values of ``rows`` added to the cache.
 
         Args:
-            rows: ``[B, T, 2]`` (token, slot), the part the cache has not seen.
-            cache: of the earlier tokens; extended in place.
+            rows: ``[B, T, W + 1]`` (tokens, slot), the part the cache has not seen.
+            cache: of the earlier steps; extended in place.
             mask: ``[B, S + T]`` int64, 0 where a row is padded on its left.
-            slot: of the token to predict, which decides the block.
 
         Returns:
-            ``[B, len(head.block(slot))]`` float32.
+            ``[B, C]``.
 
         Raises:
             ValueError: a sequence longer than the backbone was built for.
         """
         self._check_length(mask.shape[1])
-        length = rows.shape[1]
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -rows.shape[1] :]
         options = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
-        hidden = self.states(rows[..., 0], rows[..., 1], **options)
-        return self.head.logits(hidden[:, -1], self.output_matrix, self.head.block(slot)).float()
+        return self.states(rows[..., :-1], rows[..., -1], **options)[:, -1]
+
+    def logits(self, state: Tensor, written: Tensor, slot: int) -> Tensor:
+        """Logits of the next token of a step.
+
+        Args:
+            state: ``[B, C]`` from :meth:`next_state`.
+            written: ``[B, J]`` tokens that the step has written so far, ``J < W``; ``[B, 0]`` for text.
+            slot: of the step, which decides the block.
+
+        Returns:
+            ``[B, len(block)]`` float32, of ``head.at(slot)[J]``.
+        """
+        block = self.head.at(slot)[written.shape[1]]
+        if slot != TEXT:
+            state = self.head(state, F.embedding(written, self.input_matrix))[:, -1]
+        return block_logits(state, self.output_matrix, block).float()
+
+    @property
+    def input_matrix(self) -> Tensor:
+        """``[V, C]``."""
+        return self.backbone.get_input_embeddings().weight
 
     @property
     def output_matrix(self) -> Tensor:
@@ -191,7 +224,7 @@ class SharedLM(PreTrainedModel):
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: no name, nothing to load
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Self:
-        """Load a model from a local folder, strictly.
+        """Load a model from a local folder, strictly, in float32 unless ``dtype`` says otherwise.
 
         Raises:
             FileNotFoundError: no folder, or a file of it is missing.
@@ -199,7 +232,12 @@ class SharedLM(PreTrainedModel):
         """
         folder = Path(pretrained_model_name_or_path)
         _check_folder(folder)
-        options: dict[str, Any] = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}  # reported
+        options: dict[str, Any] = {
+            "dtype": torch.float32,
+            **kwargs,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }  # reported
         options["vocabulary"] = Vocabulary.from_pretrained(str(folder))
         try:
             loaded: Any = super().from_pretrained(folder, **options)
@@ -211,6 +249,12 @@ class SharedLM(PreTrainedModel):
         if differing:
             raise ValueError(f"weights in {folder} must match its configuration key by key, got {differing}")
         return model.eval()
+
+    def _losses(self, batch: Batch) -> dict[str, BlockLoss]:
+        self._check_length(batch.slots.shape[1])
+        mask = torch.ones_like(batch.slots)
+        hidden = self.states(batch.tokens, batch.slots, attention_mask=mask, use_cache=False)
+        return self.head.losses(hidden, self.input_matrix, self.output_matrix, batch)
 
     def _check_length(self, length: int) -> None:
         limit = int(self.backbone.config.max_position_embeddings)

@@ -116,11 +116,15 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
             )
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits of configuration and weights: equal exactly when the codes mean the same."""
+        """Sixteen hex digits of configuration and weights: equal exactly when the codes mean the same.
+
+        Half-precision weights count as the float32 they are read back as.
+        """
         digest = sha256(json.dumps([self.spec.to_dict(), freeze(_public(self.config))], sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            values = tensor.detach().float() if tensor.is_floating_point() else tensor
+            digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def register_to_config(self, **kwargs: Any) -> None:

@@ -1,9 +1,9 @@
 """The base of all training modules: one optimizer, exact resume, and steps that are finite or do not count.
 
 Adversarial training needs no second optimizer here. Generator and discriminator share no parameter, so they are two
-parts of one AdamW and their losses are added; each loss must reach its own part only (see ``adversarial.py``). Steps,
-accumulation, half-precision scaling, schedules and resume are then Lightning's own, and ``global_step`` counts one per
-optimizer step.
+parts of one optimizer and their losses are added; each loss must reach its own part only (see ``adversarial.py``).
+Steps, accumulation, half-precision scaling, schedules and resume are then Lightning's own, and ``global_step`` counts
+one per optimizer step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from .guard import GUARD, GuardSettings, Stateful, StepGuard, poisoned, spread
-from .optimizer import OPTIMIZER, OptimizerSettings, Trained, gradients, parameter_groups, schedule
+from .optimizer import OPTIMIZER, MuonAdamW, OptimizerSettings, Trained, gradients, parameter_groups, schedule
 from .seeding import seed_batch
 
 _log = logging.getLogger(__name__)
@@ -69,14 +69,10 @@ class TrainingModule(LightningModule):
         return spread(loss)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over the parts, with warm-up and schedule counted in optimizer steps."""
+        """AdamW (and Muon, where asked for) over the parts, with warm-up and schedule counted in optimizer steps."""
         settings = self.settings
-        groups = [
-            group
-            for name, part in self.trained().items()
-            for group in parameter_groups(name, part, settings.weight_decay)
-        ]
-        optimizer = torch.optim.AdamW(groups, betas=settings.betas)
+        groups = [group for name, part in self.trained().items() for group in parameter_groups(name, part, settings)]
+        optimizer = MuonAdamW(groups, settings.betas)
         total = self.trainer.estimated_stepping_batches if settings.schedule == "cosine" else float("inf")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -21,6 +21,7 @@ from .base import TrainingModule
 from .encode import saved_tokenizer
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings
+from .precision import SaveDtype, exported
 from .resume import ResumableData
 
 Item = dict[str, Any]
@@ -64,25 +65,27 @@ class TokenData(ResumableData):
 class LanguageModelTraining(TrainingModule):
     """One run that learns to write pictures and to read them.
 
-    Each image of a batch gives one sequence, ``caption -> codes -> answers`` or, with probability ``caption_dropout``,
-    ``codes -> caption -> answers``. Codes, captions that follow and answers are learned in both: writing pictures from
-    text, reading them, and writing them from nothing, which classifier-free guidance needs
-    (https://arxiv.org/abs/2207.12598).
+    Each image of a batch gives one sequence: ``caption -> codes`` or, with probability ``reading``,
+    ``codes -> answers -> caption``. Codes are learned in both, so that a picture is also written from nothing, which
+    classifier-free guidance needs (https://arxiv.org/abs/2207.12598).
 
     Args:
         tokenizer: folder of the tokenizer that made the codes.
         vocabulary: text ids; blocks for the codebooks are added here.
         backbone: fields of a ``transformers`` configuration, ``model_type`` among them.
+        head: how codes are written, see :func:`~smalti.lm.heads.code_head`; ``flat`` by default.
         weights: of the losses ``text`` and every codebook; 1 where absent.
-        caption_dropout: share of images that do not follow their caption, in [0, 1].
+        reading: share of the images that are read and not written from their caption, in [0, 1].
         questions: most questions asked about an image in one sequence.
         optimizer: learning rate, schedule, decay and clipping.
         guard: patience with steps that are not finite.
         seed: of all that training draws, except the order of the data.
         save_to: folder that receives tokenizer and model together when training ends.
+        save_dtype: precision of the written weights; half of it halves the file. The tokenizer is written in it only
+            where that changes none of its weights, because the codes must stay the same.
 
     Raises:
-        ValueError: weights for unknown losses, a dropout outside [0, 1], or stored codes of another tokenizer.
+        ValueError: weights for unknown losses, a share outside [0, 1], or stored codes of another tokenizer.
     """
 
     def __init__(
@@ -91,25 +94,29 @@ class LanguageModelTraining(TrainingModule):
         vocabulary: Vocabulary,
         backbone: dict[str, Any],
         *,
+        head: dict[str, Any] | None = None,
         weights: dict[str, float] | None = None,
-        caption_dropout: float = 0.25,
+        reading: float = 0.4,
         questions: int = 6,
         optimizer: OptimizerSettings = OPTIMIZER,
         guard: GuardSettings = GUARD,
         seed: int = 0,
         save_to: str | None = None,
+        save_dtype: SaveDtype = "float32",
     ) -> None:
         super().__init__(optimizer, guard, seed)
-        if not 0 <= caption_dropout <= 1:
-            raise ValueError(f"caption_dropout must lie in [0, 1], got {caption_dropout}; 0.25 is usual")
+        if not 0 <= reading <= 1:
+            raise ValueError(f"reading must lie in [0, 1], got {reading}; 0.4 is usual")
         self._tokenizer = [saved_tokenizer(tokenizer)]  # in a list: not part of the checkpoint
         spec = self._tokenizer[0].spec
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = SharedLM.build(backbone, vocabulary, spec, self._tokenizer[0].fingerprint())
+            self.model = SharedLM.build(backbone, vocabulary, spec, self._tokenizer[0].fingerprint(), head)
             self.model.start_from_codebooks(self._tokenizer[0].code_vectors())
         self.weights = _checked(weights or {}, ["text", *(book.name for book in spec.codebooks)])
-        self.caption_dropout, self.questions, self.save_to = caption_dropout, questions, save_to
+        self.reading, self.questions = reading, questions
+        self.save_to = save_to
+        self.save_dtype: SaveDtype = save_dtype
 
     def check_run(self, trainer: Trainer, data: LightningDataModule | None) -> None:
         """As every module does; and the stored codes must be those of the tokenizer."""
@@ -125,9 +132,15 @@ class LanguageModelTraining(TrainingModule):
 
     def training_loss(self, batch: list[Item]) -> Tensor:
         """Sum of the weighted block losses over both directions."""
-        dropped = torch.rand(len(batch)) < self.caption_dropout
-        examples = [self._example(item, bool(drop)) for item, drop in zip(batch, dropped, strict=True)]
-        result = self.model(self._collate(examples), self.weights)
+        read = torch.rand(len(batch)) < self.reading
+        layout = self.model.layout
+        written, reading = list[Example](), list[Example]()
+        for item, reads in zip(batch, read.tolist(), strict=True):
+            if reads or item["caption"] is None:
+                reading.append(layout.image_to_text(item["ids"], item["caption"], self._asked(item), learn_codes=True))
+            else:
+                written.append(layout.text_to_image(item["caption"], item["ids"]))
+        result = self.model(self._collate(written, reading), self.weights)
         for name, block in result.blocks.items():
             self.log(f"train/{name}", block.mean.detach())
         return result.loss
@@ -135,9 +148,9 @@ class LanguageModelTraining(TrainingModule):
     def validation_step(self, batch: list[Item], batch_idx: int) -> None:
         """Block losses, and the share of questions answered word for word."""
         layout = self.model.layout
-        examples = [layout.text_to_image(i["caption"], i["ids"]) for i in batch if i["caption"] is not None]
-        examples += [layout.image_to_text(item["ids"], item["caption"], item["questions"]) for item in batch]
-        result = self.model(self._collate(examples), self.weights)
+        written = [layout.text_to_image(i["caption"], i["ids"]) for i in batch if i["caption"] is not None]
+        reading = [layout.image_to_text(item["ids"], item["caption"], item["questions"]) for item in batch]
+        result = self.model(self._collate(written, reading), self.weights)
         self.log_dict({f"val/{n}": b.mean for n, b in result.blocks.items()}, batch_size=len(batch))
         asked = [(item["ids"], question, answer) for item in batch for question, answer in item["questions"]]
         if asked:
@@ -148,14 +161,14 @@ class LanguageModelTraining(TrainingModule):
         """Write tokenizer and model to ``save_to``, once."""
         super().on_fit_end()
         if self.save_to is not None and self.trainer.is_global_zero:
-            TextToImagePipeline(self._tokenizer[0], self.model).save_pretrained(Path(self.save_to))
+            tokenizer, model = (exported(part, self.save_dtype) for part in (self._tokenizer[0], self.model))
+            if tokenizer.fingerprint() != self.model.config.tokenizer_fingerprint:
+                tokenizer = self._tokenizer[0]
+            TextToImagePipeline(tokenizer, model).save_pretrained(Path(self.save_to))
 
-    def _example(self, item: Item, dropped: bool) -> Example:
-        layout, asked = self.model.layout, item["questions"]
-        chosen = [asked[index] for index in torch.randperm(len(asked))[: self.questions].tolist()]
-        if dropped or item["caption"] is None:
-            return layout.image_to_text(item["ids"], item["caption"], chosen, learn_codes=True)
-        return layout.text_to_image(item["caption"], item["ids"], chosen)
+    def _asked(self, item: Item) -> list[tuple[str, str]]:
+        asked = item["questions"]
+        return [asked[index] for index in torch.randperm(len(asked))[: self.questions].tolist()]
 
     def _answers(self, asked: list[tuple[Tensor, str, str]]) -> Tensor:
         layout = self.model.layout
@@ -163,8 +176,8 @@ class LanguageModelTraining(TrainingModule):
         given = write_text(self.model, prompts, limit=8)
         return torch.tensor([a == answer for a, (_, _, answer) in zip(given, asked, strict=True)])
 
-    def _collate(self, examples: list[Example]) -> Batch:
-        return self.model.layout.collate(examples).to(self.device)
+    def _collate(self, *groups: list[Example]) -> list[Batch]:
+        return [self.model.layout.collate(examples).to(self.device) for examples in groups if examples]
 
 
 def _checked(weights: Mapping[str, float], known: list[str]) -> dict[str, float]:

@@ -1,14 +1,15 @@
-"""AdamW, its parameter groups and its learning-rate schedule, without Lightning."""
+"""AdamW, Muon beside it, their parameter groups and the learning-rate schedule, without Lightning."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 #: Modules whose weights are not matrices of a linear map.
 _NOT_DECAYED = (nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -20,6 +21,9 @@ class OptimizerSettings:
 
     Args:
         learning_rate: peak of AdamW (https://arxiv.org/abs/1711.05101).
+        muon: peak of Muon (https://arxiv.org/abs/2502.16982, scaled to the update size of AdamW) for the weight
+            matrices between input and output; embeddings, output matrices, convolutions, norms and biases stay with
+            AdamW. None, the default, gives everything to AdamW.
         betas: its decay rates, each in [0, 1).
         weight_decay: on weight matrices only, never on biases, norms, embeddings or codebooks.
         warmup_steps: optimizer steps of linear warm-up.
@@ -32,6 +36,7 @@ class OptimizerSettings:
     """
 
     learning_rate: float = 1e-3
+    muon: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     warmup_steps: int = 0
@@ -42,6 +47,8 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}; 1e-4 to 1e-3 is usual")
+        if self.muon is not None and self.muon <= 0:
+            raise ValueError(f"muon must be a rate above 0, got {self.muon}; null trains everything with AdamW")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}; 0 starts at the full rate")
         if self.clip is not None and self.clip <= 0:
@@ -59,30 +66,84 @@ class Trained:
     learning_rate: float
 
 
-def parameter_groups(name: str, part: Trained, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups of one part: weights with decay, everything else without.
+def parameter_groups(name: str, part: Trained, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Groups of one part: matrices for Muon, other weights with decay, everything else without.
 
     Args:
         name: kept in each group under ``part``.
         part: frozen parameters of it are left out.
-        weight_decay: of the first group.
+        settings: decay of the weights, and whether Muon takes matrices. Its rate follows that of the part.
     """
-    decayed, plain = list[Tensor](), list[Tensor]()
-    for parameter, decays in _parameters(part.module):
-        (decayed if decays else plain).append(parameter)
-    common = {"part": name, "lr": part.learning_rate}
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group | common for group in groups if group["params"]]
+    found: dict[str, list[Tensor]] = {"matrices": [], "decayed": [], "plain": []}
+    for parameter, kind in _parameters(part.module, matrices=settings.muon is not None):
+        found[kind].append(parameter)
+    scale = part.learning_rate / settings.learning_rate
+    rates = {"matrices": scale * (settings.muon or 0.0)}
+    return [
+        {
+            "params": parameters,
+            "part": name,
+            "muon": kind == "matrices",
+            "lr": rates.get(kind, part.learning_rate),
+            "weight_decay": 0.0 if kind == "plain" else settings.weight_decay,
+        }
+        for kind, parameters in found.items()
+        if parameters
+    ]
 
 
-def _parameters(module: nn.Module) -> Iterator[tuple[Tensor, bool]]:
-    seen = set[int]()
+def _parameters(module: nn.Module, *, matrices: bool) -> Iterator[tuple[Tensor, str]]:
+    seen, outputs = set[int](), _output_matrices(module)
     for child in module.modules():
         for name, parameter in child.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
                 table = isinstance(child, _NOT_DECAYED) or "embed" in name or "position" in name
-                yield parameter, parameter.ndim >= 2 and not table
+                if parameter.ndim < 2 or table:
+                    yield parameter, "plain"
+                else:
+                    hidden = matrices and parameter.ndim == 2 and id(parameter) not in outputs
+                    yield parameter, "matrices" if hidden else "decayed"
+
+
+def _output_matrices(module: nn.Module) -> set[int]:
+    heads = [child.get_output_embeddings() for child in module.modules() if isinstance(child, PreTrainedModel)]
+    return {id(parameter) for head in heads if head is not None for parameter in head.parameters()}
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the groups marked ``muon``, AdamW for the others: one optimizer, one state, one schedule.
+
+    Args:
+        groups: of :func:`parameter_groups`.
+        betas: of AdamW; Muon's momentum is 0.95.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> None:
+        marked = [group for group in groups if group["muon"]]
+        others = [group for group in groups if not group["muon"]]
+        self._inner: list[tuple[bool, torch.optim.Optimizer]] = []
+        if marked:
+            self._inner.append((True, torch.optim.Muon(marked, adjust_lr_fn="match_rms_adamw")))
+        if others:
+            self._inner.append((False, torch.optim.AdamW(others, betas=betas)))
+        super().__init__([group for _, inner in self._inner for group in inner.param_groups], {})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of both, on the groups and the state that this optimizer holds now."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for marked, inner in self._inner:
+            inner.param_groups = [group for group in self.param_groups if group["muon"] == marked]
+            inner.state = self.state
+            inner.step()
+        return loss
 
 
 def schedule(settings: OptimizerSettings, total: float) -> Callable[[int], float]:

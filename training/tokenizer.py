@@ -20,6 +20,7 @@ from .data import ImageData
 from .frozen import Frozen
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings, Trained
+from .precision import SaveDtype, exported
 from .usage import CodeUsage
 
 
@@ -40,6 +41,7 @@ class TokenizerTraining(TrainingModule):
         guard: see :class:`~smalti.training.base.TrainingModule`.
         seed: see :class:`~smalti.training.base.TrainingModule`.
         save_to: folder for the trained tokenizer, written when training ends; averaged weights where they are averaged.
+        save_dtype: precision of the written weights; half of it halves the file.
 
     Raises:
         ValueError: a discriminator beside a tokenizer without a pixel decoder; at the first step, weights of unknown
@@ -59,6 +61,7 @@ class TokenizerTraining(TrainingModule):
         guard: GuardSettings = GUARD,
         seed: int = 0,
         save_to: str | None = None,
+        save_dtype: SaveDtype = "float32",
     ) -> None:
         super().__init__(optimizer, guard, seed)
         if discriminator is not None and not isinstance(getattr(tokenizer, "decoder", None), Decoder):
@@ -69,6 +72,7 @@ class TokenizerTraining(TrainingModule):
         self.tokenizer = tokenizer.train()
         self.pixel_loss, self.discriminator, self.adversarial = pixel_loss, discriminator, adversarial
         self.weights, self.save_to = dict(weights or {}), save_to
+        self.save_dtype: SaveDtype = save_dtype
         self._teacher = None if teacher is None else Frozen(teacher)
         self.usage, self.validation_usage = CodeUsage(), CodeUsage()
 
@@ -119,7 +123,7 @@ class TokenizerTraining(TrainingModule):
         """Write the tokenizer; also where a resumed run had no step left."""
         super().on_fit_end()
         if self.save_to is not None and self.trainer.is_global_zero:
-            self.tokenizer.save_pretrained(self.save_to)
+            exported(self.tokenizer, self.save_dtype).save_pretrained(self.save_to)
 
     def _targets(self, images: Tensor) -> dict[str, Tensor]:
         if self._teacher is None:

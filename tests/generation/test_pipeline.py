@@ -87,7 +87,7 @@ def test_no_prompt_is_an_error(pipe):
 
 
 def test_an_unknown_word_is_named_before_anything_is_drawn(pipe, monkeypatch):
-    monkeypatch.setattr(SharedLM, "next_logits", lambda *args: pytest.fail("sampled"))
+    monkeypatch.setattr(SharedLM, "next_state", lambda *args: pytest.fail("sampled"))
     with pytest.raises(ValueError, match=r"got 'cirkle' \(near: circle\)"):
         pipe(["a red circle", "a red cirkle"], batch_size=1, progress=False)
 

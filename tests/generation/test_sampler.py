@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from smalti.generation import sampler
-from smalti.generation.sampler import Sampling, Session, draw, sample_codes, write_text
+from smalti.generation.sampler import Sampling, draw, sample_codes, write_text
 from smalti.lm.layout import TEXT
 from smalti.lm.model import SharedLM
 from smalti.lm.vocabulary import Vocabulary
@@ -24,9 +23,9 @@ BACKBONES = {
 }
 
 
-def model(kind="llama", spec=SPEC) -> SharedLM:
+def model(kind="llama", spec=SPEC, head="flat") -> SharedLM:
     vocabulary = Vocabulary.train(["a red circle", "a blue square", "how many ? two"])
-    built = SharedLM.build(BACKBONES[kind], vocabulary, spec, "f00d").eval()
+    built = SharedLM.build(BACKBONES[kind], vocabulary, spec, "f00d", {"kind": head}).eval()
     with torch.no_grad():  # sharp predictions that depend on what came before
         for name, parameter in built.named_parameters():
             if parameter.ndim == 2:
@@ -107,31 +106,31 @@ def test_sampling_out_of_range_is_an_error(wrong):
         Sampling(**wrong)
 
 
-class Recording(Session):
-    """A session whose logits are kept."""
-
-    kept: list[torch.Tensor]
-
-    def logits(self, slot):
-        found = super().logits(slot)
-        Recording.kept.append(found)
-        return found
+def recorded(monkeypatch, lm) -> list[torch.Tensor]:
+    """The logits that are computed from here on."""
+    kept, logits = [], lm.logits
+    monkeypatch.setattr(lm, "logits", lambda *args: kept.append(logits(*args)) or kept[-1])
+    return kept
 
 
+@pytest.mark.parametrize("head", ["flat", "depth"])
 @pytest.mark.parametrize("kind", list(BACKBONES))
-def test_cached_logits_equal_a_pass_over_the_whole_sequence(monkeypatch, kind):
-    lm, Recording.kept = model(kind), []
-    monkeypatch.setattr(sampler, "Session", Recording)
+def test_cached_logits_equal_a_pass_over_the_whole_sequence(monkeypatch, kind, head):
+    lm = model(kind, head=head)
+    kept = recorded(monkeypatch, lm)
     codes = sample_codes(lm, CAPTIONS, generators(3, 5), Sampling(guidance=2.0))
-    assert [found.shape for found in Recording.kept] == [(6, 5), (6, 7), (6, 7)] * 4
+    assert [found.shape for found in kept] == [(6, 5), (6, 7), (6, 7)] * 4
+    width, logged = lm.layout.per_step, list(kept)
     for row, caption in enumerate([*CAPTIONS, None, None, None]):
         prompt = lm.layout.prompt(caption)
         rows = torch.cat([prompt, lm.layout.codes(codes.ids[row % 3])])[None]  # alone, without padding or cache
         with torch.no_grad():
-            hidden = lm.states(rows[..., 0], rows[..., 1])[0]
-        for slot, found in enumerate(Recording.kept):
-            expected = lm.head.logits(hidden[len(prompt) - 1 + slot], lm.output_matrix, lm.head.block(slot))
-            torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=1e-5)
+            hidden = lm.states(rows[..., :-1], rows[..., -1])
+            for index, found in enumerate(logged):
+                slot, column = divmod(index, width)
+                place = len(prompt) - 1 + slot
+                expected = lm.logits(hidden[:, place], rows[:, place + 1, :column], slot)[0]
+                torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_one_position_per_step_is_plain_next_token_prediction():
@@ -140,23 +139,21 @@ def test_one_position_per_step_is_plain_next_token_prediction():
     rows = lm.layout.prompt("a red circle")
     for slot in range(12):
         with torch.no_grad():
-            hidden = lm.states(rows[None, :, 0], rows[None, :, 1])[0, -1]
-        block = lm.head.block(slot)
+            hidden = lm.states(rows[None, :, :-1], rows[None, :, -1])[0, -1]
+        (block,) = lm.head.at(slot)
         best = int((lm.output_matrix @ hidden)[block.start : block.stop].argmax())
         assert int(found.flatten()[slot]) == best
         rows = torch.cat([rows, torch.tensor([[block.start + best, slot]])])
 
 
 def test_guidance_moves_away_from_the_unconditional(monkeypatch):
-    lm, Recording.kept = model(), []
-    monkeypatch.setattr(sampler, "Session", Recording)
+    lm = model()
+    kept = recorded(monkeypatch, lm)
     codes = sample_codes(lm, CAPTIONS, generators(3), Sampling(guidance=2.5, temperature=0.0))
-    for slot, found in enumerate(Recording.kept):
+    for slot, found in enumerate(kept):
         guided = found[3:] + 2.5 * (found[:3] - found[3:])
         assert torch.equal(codes.ids.flatten(1)[:, slot], guided.argmax(-1))
-    assert any(
-        not torch.equal(found[:3].argmax(-1), codes.ids.flatten(1)[:, s]) for s, found in enumerate(Recording.kept)
-    )
+    assert any(not torch.equal(found[:3].argmax(-1), codes.ids.flatten(1)[:, s]) for s, found in enumerate(kept))
 
 
 @pytest.mark.parametrize(("guidance", "rows"), [(1.0, 2), (1.5, 4), (0.0, 4)])
@@ -170,9 +167,10 @@ def test_guidance_one_runs_no_second_branch(guidance, rows):
     assert sizes == [(rows, 5), *[(rows, 1)] * 11]  # the prompt, then one token at a time
 
 
+@pytest.mark.parametrize("head", ["flat", "depth"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_picture_is_the_same_alone_and_in_a_batch(guidance):
-    lm = model()
+def test_a_picture_is_the_same_alone_and_in_a_batch(guidance, head):
+    lm = model(head=head)
     captions = [*CAPTIONS, "two blue square", "a red circle", "a blue", "red", "how many ?"]
     sampling = Sampling(guidance=guidance, top_k=4, top_p=0.95)
     together = sample_codes(lm, captions, [torch.Generator().manual_seed(s) for s in range(8)], sampling)
@@ -190,10 +188,11 @@ def test_codes_keep_the_spec_and_seeds_matter():
     assert not torch.equal(one, other)
 
 
-def test_progress_is_told():
+@pytest.mark.parametrize(("head", "steps"), [("flat", 12), ("depth", 4)])
+def test_progress_is_told(head, steps):
     told = []
-    sample_codes(model(), ["a"], generators(1), progress=lambda done, total: told.append((done, total)))
-    assert told == [(step, 12) for step in range(1, 13)]
+    sample_codes(model(head=head), ["a"], generators(1), progress=lambda done, total: told.append((done, total)))
+    assert told == [(step, steps) for step in range(1, steps + 1)]
 
 
 def test_nothing_is_stored_on_the_model():
@@ -241,11 +240,11 @@ def test_write_text_stops_at_the_end(monkeypatch):
     end, (red, circle) = lm.vocabulary.special("<eos>"), lm.vocabulary.encode("red circle")
     script = [[red, end], [circle, circle], [end, red], [red, red]]
 
-    def scripted(session, slot):
+    def scripted(state, written, slot):
         asked.append(slot)
         return torch.nn.functional.one_hot(torch.tensor(script[len(asked) - 1]), end + 1).float()
 
-    monkeypatch.setattr(Session, "logits", scripted)
+    monkeypatch.setattr(lm, "logits", scripted)
     assert write_text(lm, [lm.layout.prompt("a")] * 2) == ["red circle", ""]
     assert asked == [TEXT] * 3  # both have ended
     asked.clear()

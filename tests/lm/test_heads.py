@@ -1,4 +1,4 @@
-"""Loss per vocabulary block, against a loop over single tokens."""
+"""Loss per vocabulary block, against a loop over single tokens; the depth head's order of dependence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from smalti.lm.heads import FlatHead
+from smalti.lm.heads import BlockLoss, CodeHead, DepthHead, FlatHead, block_logits, code_head, merged
 from smalti.lm.layout import TEXT, SequenceLayout
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
@@ -14,75 +14,142 @@ from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 BOOKS = (Codebook("semantic", 5), Codebook("pixel", 7, 2))
 SPEC = CodeSpec(CodeLayout("grid", (1, 2)), BOOKS)
 VOCABULARY = Vocabulary.train(["a red circle", "how many ? two"]).with_codebooks(BOOKS)
-LAYOUT, HEAD = SequenceLayout(VOCABULARY, SPEC), FlatHead(VOCABULARY, SPEC)
 IDS = torch.tensor([[4, 6, 0], [0, 1, 6]])
-NAMES = ["semantic", "pixel", "pixel"] * 2  #: of the slots
+NAMES = ["semantic", "pixel", "pixel"]  #: of the columns
+TABLE, WEIGHT = torch.randn(2, VOCABULARY.size, 8, generator=torch.Generator().manual_seed(0))
+KINDS = ["flat", "depth"]
 
 
-def batch():
-    read = LAYOUT.image_to_text(IDS, "a circle", [("how many", "two")])
-    return LAYOUT.collate([LAYOUT.text_to_image("a red circle", IDS), read])
+def head(kind) -> CodeHead:
+    torch.manual_seed(1)
+    return code_head({"kind": kind}, VOCABULARY, SPEC, 8)
+
+
+def batch(per_step):
+    layout = SequenceLayout(VOCABULARY, SPEC, per_step)
+    read = layout.image_to_text(IDS, "a circle", [("how many", "two")])
+    return layout.collate([layout.text_to_image("a red circle", IDS), read])
 
 
 def test_blocks_of_slots():
     end = VOCABULARY.text_size + 8
-    assert HEAD.block(TEXT) == range(end)
-    blocks = [HEAD.block(slot) for slot in range(6)]
-    assert blocks == [range(end, end + 5), range(end + 5, end + 12), range(end + 5, end + 12)] * 2
+    semantic, pixel = range(end, end + 5), range(end + 5, end + 12)
+    flat, depth = head("flat"), head("depth")
+    assert flat.at(TEXT) == depth.at(TEXT) == [range(end)]
+    assert [flat.at(slot) for slot in range(6)] == [[semantic], [pixel], [pixel]] * 2
+    assert [depth.at(slot) for slot in range(2)] == [[semantic, pixel, pixel]] * 2
 
 
 def test_logits_are_a_part_of_all_logits():
-    hidden, weight = torch.randn(2, 3, 8), torch.randn(VOCABULARY.size, 8)
-    block = HEAD.block(1)
-    every = hidden @ weight.T
-    torch.testing.assert_close(HEAD.logits(hidden, weight, block), every[..., block.start : block.stop])
+    hidden = torch.randn(2, 3, 8)
+    block = head("flat").at(1)[0]
+    every = hidden @ WEIGHT.T
+    torch.testing.assert_close(block_logits(hidden, WEIGHT, block), every[..., block.start : block.stop])
 
 
-def test_losses_equal_a_loop_over_tokens():
-    found = batch()
-    hidden, weight = torch.randn(*found.tokens.shape, 8), torch.randn(VOCABULARY.size, 8)
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_equal_a_loop_over_tokens(kind):
+    codes = head(kind)
+    found = batch(codes.per_step)
+    hidden = torch.randn(*found.slots.shape, 8)
     expected: dict[str, list[torch.Tensor]] = {"text": [], "semantic": [], "pixel": []}
     for row in range(2):
-        for place in range(1, found.tokens.shape[1]):
+        for place in range(1, found.slots.shape[1]):
             if not found.learned[row, place]:
                 continue
             slot = int(found.slots[row, place])
-            name = "text" if slot == TEXT else NAMES[slot]
-            allowed = torch.full((VOCABULARY.size,), -torch.inf)
-            ids = range(VOCABULARY.text_size + 8) if name == "text" else VOCABULARY.block(name)
-            allowed[list(ids)] = 0
-            logits = weight @ hidden[row, place - 1] + allowed
-            expected[name].append(-logits.log_softmax(0)[found.tokens[row, place]])
-    losses = HEAD.losses(hidden, weight, found)
+            state, before = hidden[row, place - 1], torch.empty(1, 0, 8)
+            for column in range(1 if slot == TEXT else codes.per_step):
+                name = "text" if slot == TEXT else NAMES[(slot * codes.per_step + column) % 3]
+                allowed = torch.full((VOCABULARY.size,), -torch.inf)
+                allowed[list(range(VOCABULARY.text_size + 8) if name == "text" else VOCABULARY.block(name))] = 0
+                reads = state if slot == TEXT else codes(state[None], before)[0, -1]
+                token = found.tokens[row, place, column]
+                expected[name].append(-(WEIGHT @ reads + allowed).log_softmax(0)[token])
+                before = torch.cat([before, TABLE[token][None, None]], 1)
+    losses = codes.losses(hidden, TABLE, WEIGHT, found)
     assert list(losses) == list(expected)
     assert {name: int(loss.tokens) for name, loss in losses.items()} == {"text": 5, "semantic": 2, "pixel": 4}
     for name, values in expected.items():
-        torch.testing.assert_close(losses[name].mean, torch.stack(values).mean())
+        torch.testing.assert_close(losses[name].mean, torch.stack(values).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_block_without_tokens_costs_nothing():
-    only_text = LAYOUT.collate([LAYOUT.image_to_text(IDS, "a circle")])
-    hidden = torch.randn(*only_text.tokens.shape, 8, requires_grad=True)
-    losses = HEAD.losses(hidden, torch.randn(VOCABULARY.size, 8), only_text)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_without_tokens_costs_nothing(kind):
+    codes = head(kind)
+    layout = SequenceLayout(VOCABULARY, SPEC, codes.per_step)
+    only_text = layout.collate([layout.image_to_text(IDS, "a circle")])
+    hidden = torch.randn(*only_text.slots.shape, 8, requires_grad=True)
+    losses = codes.losses(hidden, TABLE, WEIGHT, only_text)
     assert losses["pixel"].mean.item() == 0
     assert int(losses["pixel"].tokens) == 0
     losses["pixel"].mean.backward()
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
-def test_states_that_predict_nothing_learned_get_no_gradient():
-    found = batch()
-    hidden = torch.randn(*found.tokens.shape, 8, requires_grad=True)
-    losses = HEAD.losses(hidden, torch.randn(VOCABULARY.size, 8), found)
-    sum(loss.mean for loss in losses.values()).backward()
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_that_predict_nothing_learned_get_no_gradient(kind):
+    codes = head(kind)
+    found = batch(codes.per_step)
+    hidden = torch.randn(*found.slots.shape, 8, requires_grad=True)
+    sum(loss.mean for loss in codes.losses(hidden, TABLE, WEIGHT, found).values()).backward()
     predicts = F.pad(found.learned[:, 1:], (0, 1))
     assert torch.equal(hidden.grad.abs().sum(-1) > 0, predicts)
 
 
-def test_half_precision_states_give_float32_losses():
-    found = batch()
-    hidden, weight = torch.randn(*found.tokens.shape, 8), torch.randn(VOCABULARY.size, 8)
-    exact = HEAD.losses(hidden, weight, found)["pixel"].mean
-    half = HEAD.losses(hidden.bfloat16(), weight.bfloat16(), found)["pixel"].mean
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_states_give_float32_losses(kind):
+    codes = head(kind)
+    found = batch(codes.per_step)
+    hidden = torch.randn(*found.slots.shape, 8)
+    exact = codes.losses(hidden, TABLE, WEIGHT, found)["pixel"].mean
+    half = codes.bfloat16().losses(hidden.bfloat16(), TABLE.bfloat16(), WEIGHT.bfloat16(), found)["pixel"].mean
     assert half.dtype == torch.float32
     assert float(half) == pytest.approx(float(exact), rel=0.05)
+
+
+def test_a_column_depends_on_the_state_and_the_columns_before_only():
+    codes = head("depth")
+    hidden, before = torch.randn(2, 8), torch.randn(2, 2, 8)
+    whole = codes(hidden, before)
+    for length in range(3):
+        torch.testing.assert_close(codes(hidden, before[:, :length]), whole[:, : length + 1])
+    later = before.clone()
+    later[:, 1] += 1
+    torch.testing.assert_close(codes(hidden, later)[:, :2], whole[:, :2])
+    assert not torch.allclose(codes(hidden, later)[:, 2], whole[:, 2])
+    assert not torch.allclose(codes(hidden + 1, before)[:, 0], whole[:, 0])
+
+
+def test_losses_of_parts_are_those_of_the_whole():
+    codes = head("flat")
+    found = batch(1)
+    hidden = torch.randn(*found.slots.shape, 8)
+    rows = [type(found)(found.tokens[i : i + 1], found.slots[i : i + 1], found.learned[i : i + 1]) for i in range(2)]
+    parts = [codes.losses(hidden[i : i + 1], TABLE, WEIGHT, rows[i]) for i in range(2)]
+    for name, whole in codes.losses(hidden, TABLE, WEIGHT, found).items():
+        torch.testing.assert_close(merged(parts)[name].mean, whole.mean)
+        assert int(merged(parts)[name].tokens) == int(whole.tokens)
+    nothing = {"text": BlockLoss(torch.tensor(0.0), torch.tensor(0))}
+    assert float(merged([nothing, nothing])["text"].mean) == 0
+
+
+def test_heads_by_name():
+    assert isinstance(code_head({}, VOCABULARY, SPEC, 8), FlatHead)
+    found = code_head({"kind": "depth", "width": 16, "layers": 2, "heads": 2}, VOCABULARY, SPEC, 8)
+    assert isinstance(found, DepthHead)
+    assert found(torch.zeros(3, 8), torch.zeros(3, 2, 8)).shape == (3, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "dept"}, "the code head must be one of flat, depth, got 'dept'"),
+        ({"layers": 2}, "a flat head takes no options, got layers; correct or remove them"),
+        ({"kind": "depth", "layer": 2}, "a depth head takes width, layers and heads, got layer; correct or remove"),
+        ({"kind": "depth", "heads": 3}, "width must be a multiple of its heads, got 8 and 3"),
+    ],
+)
+def test_unknown_heads_are_an_error(fields, message):
+    with pytest.raises(ValueError, match=message):
+        code_head(fields, VOCABULARY, SPEC, 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smalti.lm.layout import TEXT, Example, SequenceLayout
+from smalti.lm.layout import NONE, TEXT, Example, SequenceLayout
 from smalti.lm.vocabulary import SPECIALS, Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 
@@ -30,7 +30,9 @@ def spell(token: int, slot: int) -> str:
 
 
 def spelled(example: Example) -> list[tuple[str, bool]]:
-    names = [spell(token, slot) for token, slot in zip(example.tokens.tolist(), example.slots.tolist(), strict=True)]
+    names = [
+        spell(token, slot) for token, slot in zip(example.tokens[:, 0].tolist(), example.slots.tolist(), strict=True)
+    ]
     return list(zip(names, example.learned.tolist(), strict=True))
 
 
@@ -46,15 +48,6 @@ def test_text_to_image_learns_the_codes():
     ]
 
 
-def test_questions_may_follow_a_picture_that_follows_its_caption():
-    assert spelled(LAYOUT.text_to_image("a circle", IDS, [("what color ?", "red")])) == [
-        *marked(False, "<bos>", "a", "circle", "<image>"),
-        *marked(True, *UNROLLED),
-        *marked(False, "</image>", "<question>", "what", "color", "?", "<answer>"),
-        *marked(True, "red", "<eos>"),
-    ]
-
-
 def test_a_dropped_caption_leaves_nothing_behind():
     assert spelled(LAYOUT.text_to_image(None, IDS)) == [
         *marked(False, "<bos>", "<image>"),
@@ -63,15 +56,15 @@ def test_a_dropped_caption_leaves_nothing_behind():
     ]
 
 
-def test_image_to_text_learns_caption_and_answers():
+def test_image_to_text_learns_answers_and_then_the_caption():
     questions = [("how many ?", "two"), ("what color ?", "red")]
     assert spelled(LAYOUT.image_to_text(IDS, "a circle", questions)) == [
-        *marked(False, "<bos>", "<image>", *UNROLLED, "</image>", "<caption>"),
-        *marked(True, "a", "circle", "<eos>"),
-        *marked(False, "<question>", "how", "many", "?", "<answer>"),
+        *marked(False, "<bos>", "<image>", *UNROLLED, "</image>", "<question>", "how", "many", "?", "<answer>"),
         *marked(True, "two", "<eos>"),
         *marked(False, "<question>", "what", "color", "?", "<answer>"),
         *marked(True, "red", "<eos>"),
+        *marked(False, "<caption>"),
+        *marked(True, "a", "circle", "<eos>"),
     ]
 
 
@@ -89,7 +82,7 @@ def test_generation_starts_from_the_rows_of_training():
     read = LAYOUT.image_to_text(IDS, None, [("how many ?", "two")])
     prompt, image = LAYOUT.prompt("a circle"), torch.cat([LAYOUT.image(IDS), LAYOUT.question("how many ?")])
     for rows, example in ((prompt, written), (image, read)):
-        assert torch.equal(rows, torch.stack([example.tokens, example.slots], 1)[: len(rows)])
+        assert torch.equal(rows, torch.cat([example.tokens, example.slots[:, None]], 1)[: len(rows)])
     assert bool(written.learned[len(prompt)])  # the next token is the first that is learned
     assert bool(read.learned[len(image)])
 
@@ -97,13 +90,29 @@ def test_generation_starts_from_the_rows_of_training():
 def test_collate_pads_on_the_right():
     short, long = LAYOUT.text_to_image(None, IDS), LAYOUT.text_to_image("a red circle", IDS)
     batch = LAYOUT.collate([short, long]).to("cpu")
-    assert batch.tokens.shape == batch.slots.shape == batch.learned.shape == (2, 12)
-    assert batch.tokens[0, 9:].tolist() == [VOCABULARY.special("<pad>")] * 3
+    assert batch.tokens.shape == (2, 12, 1)
+    assert batch.slots.shape == batch.learned.shape == (2, 12)
+    assert batch.tokens[0, 9:].tolist() == [[VOCABULARY.special("<pad>")]] * 3
     assert batch.slots[0, 9:].tolist() == [TEXT] * 3
     assert batch.learned[0, 9:].tolist() == [False] * 3
     assert torch.equal(batch.tokens[0, :9], short.tokens)
     assert torch.equal(batch.slots[1], long.slots)
     assert (batch.tokens.dtype, batch.slots.dtype, batch.learned.dtype) == (torch.int64, torch.int64, torch.bool)
+
+
+def test_a_step_may_write_a_whole_position():
+    stacked = SequenceLayout(VOCABULARY, SPEC, 3)
+    written, offset = stacked.text_to_image("circle", IDS), VOCABULARY.text_size + 8
+    pixels = offset + 5
+    words = [[VOCABULARY.special("<bos>"), NONE, NONE], [*VOCABULARY.encode("circle"), NONE, NONE]]
+    codes = [[offset + 4, pixels + 6, pixels], [offset, pixels + 1, pixels + 6]]
+    assert written.tokens[:2].tolist() == words
+    assert written.tokens[3:5].tolist() == codes
+    assert written.slots.tolist() == [TEXT, TEXT, TEXT, 0, 1, TEXT]
+    assert written.learned.tolist() == [False, False, False, True, True, False]
+    assert (LAYOUT.steps, stacked.steps) == (6, 2)
+    padded = stacked.collate([stacked.text_to_image(None, IDS), written]).tokens
+    assert padded[0, -1].tolist() == [VOCABULARY.special("<pad>"), NONE, NONE]
 
 
 def test_vocabulary_without_the_blocks_is_an_error():

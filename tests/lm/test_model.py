@@ -28,8 +28,8 @@ BACKBONES = {
 }
 
 
-def model(backbone=LLAMA, fingerprint="f00d") -> SharedLM:
-    built = SharedLM.build(backbone, Vocabulary.train(TEXTS), SPEC, fingerprint).eval()
+def model(backbone=LLAMA, fingerprint="f00d", head=None) -> SharedLM:
+    built = SharedLM.build(backbone, Vocabulary.train(TEXTS), SPEC, fingerprint, head).eval()
     with torch.no_grad():  # far from uniform predictions
         built.output_matrix.mul_(20)
     return built
@@ -48,7 +48,7 @@ def test_loss_equals_full_logits_restricted_to_the_block(kind):
     found = batch(lm)
     totals = {"text": [], "semantic": [], "pixel": []}
     for row in range(2):
-        tokens, slots = found.tokens[row], found.slots[row]
+        tokens, slots = found.tokens[row, :, 0], found.slots[row]
         places = slots.clamp_min(0)
         where = lm.positions.position.weight[places // 3] + lm.positions.column.weight[places % 3]
         embedded = lm.backbone.get_input_embeddings().weight[tokens] + where * (slots >= 0)[:, None]
@@ -78,7 +78,7 @@ def test_weights_scale_their_block():
 def test_padding_changes_nothing(kind):
     lm = model(BACKBONES[kind])
     together = batch(lm)
-    lengths = [int((together.tokens[row] != lm.vocabulary.special("<pad>")).sum()) for row in range(2)]
+    lengths = [int((together.tokens[row, :, 0] != lm.vocabulary.special("<pad>")).sum()) for row in range(2)]
     assert lengths[0] != lengths[1]
     parts = [(slice(row, row + 1), slice(length)) for row, length in enumerate(lengths)]
     alone = [lm(Batch(together.tokens[p], together.slots[p], together.learned[p])).blocks for p in parts]
@@ -89,9 +89,19 @@ def test_padding_changes_nothing(kind):
         torch.testing.assert_close(block.mean, (means * counts).sum() / counts.sum(), rtol=1e-5, atol=1e-5)
 
 
+def test_several_batches_count_as_one():
+    lm = model()
+    together = batch(lm)
+    parts = [
+        Batch(together.tokens[i : i + 1], together.slots[i : i + 1], together.learned[i : i + 1]) for i in range(2)
+    ]
+    torch.testing.assert_close(lm(parts).loss, lm(together).loss)
+
+
+@pytest.mark.parametrize("head", [None, {"kind": "depth", "heads": 2}])
 @pytest.mark.parametrize("kind", list(BACKBONES))
-def test_gradients_reach_every_parameter(kind):
-    lm = model(BACKBONES[kind])
+def test_gradients_reach_every_parameter(kind, head):
+    lm = model(BACKBONES[kind], head=head)
     lm(batch(lm)).loss.backward()
     silent = [name for name, p in lm.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert silent == []
@@ -116,9 +126,10 @@ def test_same_seed_builds_the_same_model():
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.parametrize("head", [None, {"kind": "depth", "layers": 2, "heads": 2}])
 @pytest.mark.parametrize("kind", list(BACKBONES))
-def test_saved_and_loaded_is_bit_equal(tmp_path, kind):
-    lm = model(BACKBONES[kind])
+def test_saved_and_loaded_is_bit_equal(tmp_path, kind, head):
+    lm = model(BACKBONES[kind], head=head)
     lm.save_pretrained(tmp_path / "lm")
     loaded = SharedLM.from_pretrained(tmp_path / "lm")
     before, after = lm.state_dict(), loaded.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from smalti.training.base import TrainingModule
 from smalti.training.guard import DivergedError, GuardSettings, StepGuard
-from smalti.training.optimizer import OptimizerSettings, Trained, parameter_groups, schedule
+from smalti.training.optimizer import MuonAdamW, OptimizerSettings, Trained, parameter_groups, schedule
 from smalti.training.seeding import seed_batch
 
 
@@ -199,10 +201,85 @@ def test_weight_decay_falls_on_matrices_only():
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Embedding(3, 4), nn.Linear(2, 2))
     module.positions = nn.Parameter(torch.zeros(3, 4))
     module[3].bias.requires_grad_(False)
-    decayed, plain = parameter_groups("model", Trained(module, 0.1), 0.05)
+    decayed, plain = parameter_groups("model", Trained(module, 0.1), OptimizerSettings(weight_decay=0.05))
     assert [tuple(p.shape) for p in decayed["params"]] == [(2, 1, 3, 3), (2, 2)]
     assert sorted(tuple(p.shape) for p in plain["params"]) == [(2,), (2,), (2,), (3, 4), (3, 4)]
     assert (decayed["weight_decay"], plain["weight_decay"], decayed["lr"]) == (0.05, 0.0, 0.1)
+
+
+class Network(nn.Sequential):
+    """Matrices between a table and an output matrix that transformers knows as such."""
+
+    def __init__(self):
+        super().__init__(nn.Embedding(3, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 4))
+        config = {"vocab_size": 3, "n_embd": 4, "n_layer": 1, "n_head": 1, "n_positions": 4}
+        self.append(GPT2LMHeadModel(GPT2Config(**config, tie_word_embeddings=False)))
+
+
+def test_muon_takes_the_matrices_between_input_and_output():
+    module = Network()
+    settings = OptimizerSettings(learning_rate=0.1, muon=0.5, weight_decay=0.05)
+    matrices, decayed, plain = parameter_groups("model", Trained(module, 0.2), settings)
+    assert all(p.ndim == 2 for p in matrices["params"])
+    assert any(p is module[1].weight for p in matrices["params"])
+    assert [p is module[4].lm_head.weight for p in decayed["params"]] == [True]
+    assert (matrices["muon"], decayed["muon"], plain["muon"]) == (True, False, False)
+    assert (matrices["lr"], decayed["lr"], matrices["weight_decay"]) == (1.0, 0.2, 0.05)
+    count = sum(len(group["params"]) for group in (matrices, decayed, plain))
+    assert count == len(list(module.parameters()))
+
+
+def both(weight: float, muon: float | None):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    settings = OptimizerSettings(learning_rate=0.01, muon=muon, weight_decay=weight)
+    return module, MuonAdamW(parameter_groups("model", Trained(module, 0.01), settings), (0.9, 0.95))
+
+
+def descend(module, optimizers, steps=5):
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        module(torch.randn(8, 4, generator=generator)).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_muon_and_adamw_step_as_they_do_alone():
+    module, optimizer = both(0.1, 0.02)
+    descend(module, [optimizer])
+    other, _ = both(0.1, 0.02)
+    weights, biases = [other[0].weight, other[1].weight], [other[0].bias, other[1].bias]
+    muon = torch.optim.Muon(weights, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    descend(other, [muon, torch.optim.AdamW(biases, lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)])
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("muon", [None, 0.02])
+def test_optimizer_state_survives_saving(muon):
+    module, optimizer = both(0.0, muon)
+    descend(module, [optimizer], 3)
+    kept = copy.deepcopy((module.state_dict(), optimizer.state_dict()))
+    descend(module, [optimizer], 3)
+    again, restored = both(0.0, muon)
+    again.load_state_dict(kept[0])
+    restored.load_state_dict(kept[1])
+    descend(again, [restored], 3)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
+
+
+def test_a_closure_gives_its_loss():
+    module, optimizer = both(0.0, 0.02)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = module(torch.ones(1, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        assert optimizer.step(closure).requires_grad
 
 
 def test_schedule_warms_up_and_falls():
@@ -218,6 +295,7 @@ def test_schedule_warms_up_and_falls():
     ("options", "message"),
     [
         ({"learning_rate": 0.0}, r"learning_rate must be above 0, got 0.0"),
+        ({"muon": 0.0}, r"muon must be a rate above 0, got 0.0; null trains everything with AdamW"),
         ({"warmup_steps": -1}, r"warmup_steps must be >= 0, got -1"),
         ({"clip": 0.0}, r"clip must be above 0, got 0.0; null"),
     ],

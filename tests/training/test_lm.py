@@ -61,7 +61,7 @@ def trainer(root, **options) -> Trainer:
 
 
 def fitted(folder, tmp_path, steps=6, resume=None, callbacks=(), **options) -> LanguageModelTraining:
-    found = module(folder, caption_dropout=0.5, **options)
+    found = module(folder, reading=0.5, **options)
     tokens = TokenData(str(folder / "eight"), batch_size=2)
     trainer(tmp_path, max_steps=steps, callbacks=list(callbacks)).fit(found, tokens, ckpt_path=resume)
     return found
@@ -72,13 +72,14 @@ def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_pictures_are_learned_by_heart_in_both_directions(folder, tmp_path):
-    found = module(folder, caption_dropout=0.0, save_to=str(tmp_path / "model"))
+@pytest.mark.parametrize("head", [{"kind": "flat"}, {"kind": "depth", "heads": 2}], ids=["flat", "depth"])
+def test_two_pictures_are_learned_by_heart_in_both_directions(folder, tmp_path, head):
+    found = module(folder, head=head, save_to=str(tmp_path / "model"))
     data = TokenData(str(folder / "two"), str(folder / "two"), batch_size=2)
-    run = trainer(tmp_path, max_steps=60, check_val_every_n_epoch=60)
+    run = trainer(tmp_path, max_steps=150, check_val_every_n_epoch=150)
     run.fit(found, data)
     scores = run.callback_metrics
-    assert scores["train/pixel"].item() < 0.02
+    assert scores["train/pixel"].item() < 0.06  # which of both a picture without caption is cannot be known
     assert scores["train/text"].item() < 0.02
     assert scores["val/pixel"].item() < 0.02
     assert scores["val/answers"].item() == 1.0
@@ -148,20 +149,19 @@ def seen(monkeypatch, found, items):
     return kept[0]
 
 
-def test_a_picture_follows_its_caption_and_its_questions_follow(folder, monkeypatch):
-    found = module(folder, caption_dropout=0.0, questions=1)
-    given = seen(monkeypatch, found, batch(folder))
+def test_a_picture_follows_its_caption(folder, monkeypatch):
+    found = module(folder, reading=0.0)
+    (given,) = seen(monkeypatch, found, batch(folder))
     layout, store = found.model.layout, TokenStore.open(folder / "two")
     assert len(given.tokens) == 2
     for row, record in enumerate(RECORDS):
         ids = store[row]["ids"]
-        options = [layout.text_to_image(record.caption, ids, [pair]) for pair in record.questions]
-        assert any(matches(given, row, option) for option in options)
+        assert matches(given, row, layout.text_to_image(record.caption, ids))
 
 
-def test_a_dropped_caption_is_learned_after_the_picture(folder, monkeypatch):
-    found = module(folder, caption_dropout=1.0, questions=1)
-    given = seen(monkeypatch, found, batch(folder))
+def test_a_picture_that_is_read_is_followed_by_questions_and_its_caption(folder, monkeypatch):
+    found = module(folder, reading=1.0, questions=1)
+    (given,) = seen(monkeypatch, found, batch(folder))
     layout, store = found.model.layout, TokenStore.open(folder / "two")
     for row, record in enumerate(RECORDS):
         ids = store[row]["ids"]
@@ -171,8 +171,8 @@ def test_a_dropped_caption_is_learned_after_the_picture(folder, monkeypatch):
 
 def test_pictures_without_a_caption_are_learned_as_such(folder, monkeypatch):
     items = [item | {"caption": None, "questions": ()} for item in batch(folder)]
-    found = module(folder, caption_dropout=0.0)
-    given = seen(monkeypatch, found, items)
+    found = module(folder, reading=0.0)
+    (given,) = seen(monkeypatch, found, items)
     assert matches(given, 0, found.model.layout.image_to_text(items[0]["ids"], None, learn_codes=True))
 
 
@@ -180,6 +180,13 @@ def matches(batch, row, example) -> bool:
     length = len(example.tokens)
     same = torch.equal(batch.tokens[row, :length], example.tokens)
     return same and torch.equal(batch.learned[row, :length], example.learned) and not batch.learned[row, length:].any()
+
+
+def test_both_directions_are_padded_apart(folder, monkeypatch):
+    found = module(folder, reading=0.5)
+    written, read = seen(monkeypatch, found, batch(folder, "eight"))
+    assert written.tokens.shape[1] < read.tokens.shape[1]
+    assert len(written.tokens) + len(read.tokens) == 8
 
 
 def test_codes_that_look_alike_start_alike(folder):
@@ -215,10 +222,10 @@ def test_weights_of_unknown_losses_are_an_error(folder):
         module(folder, weights={"semantic": 1.0})
 
 
-@pytest.mark.parametrize("dropout", [-0.1, 1.5])
-def test_dropout_out_of_range_is_an_error(folder, dropout):
-    with pytest.raises(ValueError, match=rf"caption_dropout must lie in \[0, 1\], got {dropout}; 0.25 is usual"):
-        module(folder, caption_dropout=dropout)
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_out_of_range_is_an_error(folder, share):
+    with pytest.raises(ValueError, match=rf"reading must lie in \[0, 1\], got {share}; 0.4 is usual"):
+        module(folder, reading=share)
 
 
 def test_a_folder_without_a_store_is_an_error(folder, tmp_path):
