@@ -36,15 +36,15 @@ def write_scene_report(
             protocols={"all scores": result.protocol},
             tasks=_tasks(result),
             reconstructions=[
-                Rebuilt(Image.fromarray(a), Image.fromarray(b))
-                for a, b in zip(evidence.originals[:12], evidence.rebuilt[:12], strict=True)
+                Rebuilt(Image.fromarray(evidence.originals[i]), Image.fromarray(evidence.rebuilt[i]))
+                for i in spread(len(evidence.originals), 12)
             ],
             samples=[
                 Sample(Image.fromarray(evidence.samples[i]), v["prompt"], v["correct"])
                 for i in spread(len(evidence.samples), 36)
                 for v in [evidence.verdicts[i]]
             ],
-            answers=[_answer(row, evidence) for row in evidence.answers[:24]],
+            answers=[_answer(evidence.answers[i], evidence) for i in spread(len(evidence.answers), 24)],
             captions=[_answer(row, evidence) for row in evidence.captions],
             charts=[chart for name, folder in logs.items() for chart in _charts(name, folder)],
             codebooks=[CodeUsage(name, counts) for name, counts in evidence.usage.items()],
@@ -65,22 +65,27 @@ def _headlines(result: Result) -> list[Headline]:
             full=40.0,
             unit=" dB",
             digits=1,
-            note=f"PSNR of {int(scores['reconstruction']['count'])} held-out scenes",
+            note=f"PSNR of {int(scores['reconstruction']['count'])} new scenes",
         ),
         Headline(
             "Questions",
             qa["accuracy"],
-            {"blind": qa["blind"], "untrained": base["qa"]["accuracy"], "seen combinations": qa["seen"]},
-            note=f"{qa['count']} questions about held-out scenes, answered word for word",
+            {"blind": qa["blind"], "untrained": base["qa"]["accuracy"]} | _combinations(qa),
+            note=f"{qa['count']} questions about new scenes, answered word for word",
         ),
         Headline(
             "SceneEval (GenEval rules)",
             scene["overall"],
             {name: scene[name] for name in ("strict", "chance", "ceiling", "oracle")}
-            | {"untrained": base["scene_eval"]["overall"]},
+            | {"untrained": base["scene_eval"]["overall"]}
+            | _combinations(scene),
             note="{images} pictures; 95 % interval {low:.3f} to {high:.3f}".format_map({**scene, **scene["interval"]}),
         ),
     ]
+
+
+def _combinations(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{name} combinations": scores[name] for name in ("seen", "unseen") if name in scores}
 
 
 def _tasks(result: Result) -> list[TaskScore]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data.files import atomic_file
 from ..data.scene_prompts import prompts, prompts_sha256
 from ..data.scene_questions import Question
-from ..data.scene_world import Split
+from ..data.scene_world import World
 from ..data.scenes import Scenes
 from ..data.transforms import from_uint8, to_uint8
 from ..generation.pipeline import TextToImagePipeline
@@ -28,7 +28,7 @@ from ..lm.model import SharedLM, SharedLMConfig
 from ..tokenizers.base import VisualTokenizer
 from .metrics import ReconstructionMetrics
 from .protocol import Protocol, state_hash, text_hash, write_result
-from .qa import AnswerScores, blind_baseline, score_answers
+from .qa import blind_baseline, score_answers
 from .scene_eval import SceneScores, ceiling, chance, references, score_images
 from .sheets import reconstruction_sheet, sample_sheet, save_png
 
@@ -42,7 +42,8 @@ class SuiteSettings:
 
     Args:
         world: preset of the embedded world, ``full`` or ``small``.
-        pictures: held-out scenes that are reconstructed and asked about.
+        pictures: new scenes that are reconstructed and asked about; as many of them as of the prompts, in proportion,
+            are built around a combination that training never shows.
         per_prompt: pictures drawn for every prompt.
         training_pictures: training scenes that the blind baseline learns its habits from.
         sampling: how codes are drawn.
@@ -63,7 +64,7 @@ class SuiteSettings:
 class Evidence:
     """What the scores were read off, for the report."""
 
-    originals: Images  #: [M, H, W, 3] held-out scenes
+    originals: Images  #: [M, H, W, 3] new scenes
     rebuilt: Images  #: [M, H, W, 3] after the tokenizer
     samples: Images  #: [P * per_prompt, H, W, 3]
     verdicts: Sequence[dict[str, Any]]  #: prompt, correct, strict and reason of every sample
@@ -82,7 +83,8 @@ class Evidence:
 
     def write_sheets(self, folder: str | Path, pictures: int = 16, samples: int = 48) -> None:
         """Write ``reconstructions.png`` and ``samples.png``, the samples spread evenly over the prompts."""
-        rebuilt = reconstruction_sheet(_tensor(self.originals[:pictures]), _tensor(self.rebuilt[:pictures]))
+        some = spread(len(self.originals), pictures)
+        rebuilt = reconstruction_sheet(_tensor(self.originals[some]), _tensor(self.rebuilt[some]))
         save_png(rebuilt, Path(folder) / "reconstructions.png")
         shown = spread(len(self.samples), samples)
         verdicts = [self.verdicts[index] for index in shown]
@@ -102,9 +104,10 @@ def score_scenes(
 ) -> Evidence:
     """Measure a model and write ``scores.json`` and the evidence to a folder.
 
-    Held-out scenes are built around attribute combinations that training never shows; ``seen`` numbers come from new
-    scenes of the combinations it does show. Beside the model stand an untrained one of the same shape, the model's own
-    pictures under shuffled prompts (``chance``), answers without pictures (``blind``), and the tokenizer's ceiling.
+    No scene was shown in training. ``unseen`` numbers come from those built around a combination of attributes that
+    training never shows, ``seen`` numbers from the others, and the rest from both in the proportion of the prompts.
+    Beside the model stand an untrained one of the same shape, the model's own pictures under shuffled prompts
+    (``chance``), answers without pictures (``blind``), and the tokenizer's ceiling.
 
     Args:
         model: tokenizer and language model.
@@ -113,23 +116,23 @@ def score_scenes(
         announce: told in a line what is being measured.
     """
     tell = announce or (lambda line: None)
-    sources = _sources(settings, model.tokenizer)
+    scenes = NewScenes.drawn(settings, model.tokenizer)
     tell("reconstruction")
-    originals, rebuilt, codes = _rebuild(model, sources["heldout"], settings)
+    originals, rebuilt, codes = _rebuild(model, scenes, settings)
     reconstruction = _reconstruction(originals, rebuilt)
     tell("questions")
-    qa, answers = _questions(model, sources, codes, settings)
+    qa, answers = _questions(model, scenes, codes, settings)
     tell("samples")
-    scene_eval, samples, scores = _samples(model, sources["heldout"], settings)
+    scene_eval, samples, scores = _samples(model, scenes.world, settings)
     tell("untrained baseline")
-    baseline = _untrained(model, originals, sources, settings)
+    baseline = _untrained(model, originals, codes, scenes, settings)
     results = {
         "reconstruction": reconstruction,
         "qa": qa,
         "scene_eval": scene_eval,
         "baselines": {"untrained": baseline},
     }
-    write_result(Path(folder) / "scores.json", results, _protocol(model, sources["heldout"], settings), _model(model))
+    write_result(Path(folder) / "scores.json", results, _protocol(model, scenes, settings), _model(model))
     tell("captions")
     evidence = Evidence(
         originals,
@@ -137,7 +140,7 @@ def score_scenes(
         samples,
         _verdicts(scores),
         answers,
-        _captions(model, sources["heldout"], originals),
+        _captions(model, scenes, originals),
         _usage(model, codes),
     )
     evidence.save(folder)
@@ -149,24 +152,50 @@ def spread(total: int, count: int) -> list[int]:
     return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
 
 
-def _sources(settings: SuiteSettings, tokenizer: VisualTokenizer) -> dict[str, Scenes]:
-    counts: dict[Split, int] = {
-        "heldout": settings.pictures,
-        "validation": settings.pictures,
-        "train": settings.training_pictures,
-    }
-    made: dict[str, Scenes] = {split: Scenes(settings.world, split, count) for split, count in counts.items()}
-    size = made["heldout"].world.size
-    if tokenizer.image_size != (size, size):
-        raise ValueError(
-            f"the {settings.world} world has pictures of {size}x{size} pixels, the model takes "
-            f"{tokenizer.image_size[0]}x{tokenizer.image_size[1]}; name the world it was trained on"
-        )
-    return made
+@dataclass(frozen=True)
+class NewScenes:
+    """Scenes that training did not show, those of seen combinations first."""
 
+    seen: Scenes  #: of combinations that training shows
+    unseen: Scenes  #: each around a combination that it never shows
 
-def _pixels(source: Scenes) -> Images:
-    return np.stack([source.pixels(index) for index in range(len(source))])
+    @classmethod
+    def drawn(cls, settings: SuiteSettings, tokenizer: VisualTokenizer) -> Self:
+        """As many as the settings say.
+
+        Raises:
+            ValueError: a tokenizer for pictures of another size.
+        """
+        world = World.named(settings.world)
+        if tokenizer.image_size != (world.size, world.size):
+            raise ValueError(
+                f"the {settings.world} world has pictures of {world.size}x{world.size} pixels, the model takes "
+                f"{tokenizer.image_size[0]}x{tokenizer.image_size[1]}; name the world it was trained on"
+            )
+        known = [entry["seen"] for entry in prompts(world, settings.seed)]
+        unseen = max(1, round(settings.pictures * known.count(False) / len(known)))
+        seen = max(1, settings.pictures - unseen)
+        return cls(Scenes(settings.world, "validation", seen), Scenes(settings.world, "heldout", unseen))
+
+    @property
+    def world(self) -> World:
+        """What all of them are made of."""
+        return self.seen.world
+
+    def pixels(self) -> Images:
+        """``[M, H, W, 3]``."""
+        return np.stack([part.pixels(index) for part in (self.seen, self.unseen) for index in range(len(part))])
+
+    def captions(self) -> list[str]:
+        """M captions."""
+        return [part.caption(index) for part in (self.seen, self.unseen) for index in range(len(part))]
+
+    def questions(self) -> list[tuple[int, Question]]:
+        """Every question, with the number of its picture."""
+        parts = ((0, self.seen), (len(self.seen), self.unseen))
+        return [
+            (start + index, q) for start, part in parts for index in range(len(part)) for q in part.questions(index)
+        ]
 
 
 def _tensor(images: Images) -> Tensor:
@@ -178,8 +207,8 @@ def _array(images: Tensor) -> Images:
 
 
 @torch.inference_mode()
-def _rebuild(model: TextToImagePipeline, source: Scenes, settings: SuiteSettings) -> tuple[Images, Images, Tensor]:
-    originals = _pixels(source)
+def _rebuild(model: TextToImagePipeline, scenes: NewScenes, settings: SuiteSettings) -> tuple[Images, Images, Tensor]:
+    originals = scenes.pixels()
     pixels, ids = [], []
     for part in _tensor(originals).split(settings.batch_size):
         codes = model.encode(part)
@@ -194,40 +223,41 @@ def _reconstruction(originals: Images, rebuilt: Images) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
-def _asked(source: Scenes) -> list[tuple[int, Question]]:
-    return [(index, question) for index in range(len(source)) for question in source.questions(index)]
-
-
-def _answer(
-    model: TextToImagePipeline, source: Scenes, settings: SuiteSettings, ids: Tensor | None = None
-) -> tuple[AnswerScores, list[dict[str, Any]]]:
-    ids = _rebuild(model, source, settings)[2] if ids is None else ids
-    asked, given = _asked(source), list[str]()
+def _answers(
+    model: TextToImagePipeline, asked: Sequence[tuple[int, Question]], ids: Tensor, settings: SuiteSettings
+) -> list[str]:
+    given = list[str]()
     for start in range(0, len(asked), settings.batch_size):
         part = asked[start : start + settings.batch_size]
         given += model.answer_ids(ids[[index for index, _ in part]], [question.question for _, question in part])
+    return given
+
+
+def _questions(
+    model: TextToImagePipeline, scenes: NewScenes, ids: Tensor, settings: SuiteSettings
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    asked = scenes.questions()
+    given = _answers(model, asked, ids, settings)
+    training = Scenes(settings.world, "train", settings.training_pictures)
+    habits = [question for index in range(len(training)) for question in training.questions(index)]
+    first = sum(index < len(scenes.seen) for index, _ in asked)
+    questions = [question for _, question in asked]
+    scores, blind = score_answers(questions, given), blind_baseline(habits, questions)
+    summary = {
+        "accuracy": scores.overall,
+        "seen": score_answers(questions[:first], given[:first]).overall,
+        "unseen": score_answers(questions[first:], given[first:]).overall,
+        "blind": blind.overall,
+        "blind_seen": blind_baseline(habits, questions[:first]).overall,
+        "blind_unseen": blind_baseline(habits, questions[first:]).overall,
+        "kinds": scores.kinds,
+        "blind_kinds": blind.kinds,
+        "count": len(asked),
+    }
     rows = [
         {"picture": index, "kind": q.kind, "question": q.question, "expected": q.answer, "given": text}
         for (index, q), text in zip(asked, given, strict=True)
     ]
-    return score_answers([question for _, question in asked], given), rows
-
-
-def _questions(
-    model: TextToImagePipeline, sources: dict[str, Scenes], ids: Tensor, settings: SuiteSettings
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    unseen, rows = _answer(model, sources["heldout"], settings, ids)
-    seen, _ = _answer(model, sources["validation"], settings)
-    habits = [question for _, question in _asked(sources["train"])]
-    blind = blind_baseline(habits, [question for _, question in _asked(sources["heldout"])])
-    summary = {
-        "accuracy": unseen.overall,
-        "seen": seen.overall,
-        "blind": blind.overall,
-        "kinds": unseen.kinds,
-        "blind_kinds": blind.kinds,
-        "count": len(rows),
-    }
     return summary, rows
 
 
@@ -240,9 +270,9 @@ def _draw(model: TextToImagePipeline, texts: list[str], settings: SuiteSettings)
 
 
 def _samples(
-    model: TextToImagePipeline, source: Scenes, settings: SuiteSettings
+    model: TextToImagePipeline, world: World, settings: SuiteSettings
 ) -> tuple[dict[str, Any], Images, SceneScores]:
-    world, entries = source.world, prompts(source.world, settings.seed)
+    entries = prompts(world, settings.seed)
     images = _draw(model, [entry["prompt"] for entry in entries], settings)
     scores = score_images(images, entries, world, seed=settings.seed)
     ends = references(world, entries, 1, settings.seed)
@@ -274,27 +304,31 @@ def _samples(
 
 
 def _untrained(
-    model: TextToImagePipeline, originals: Images, sources: dict[str, Scenes], settings: SuiteSettings
+    model: TextToImagePipeline, originals: Images, ids: Tensor, scenes: NewScenes, settings: SuiteSettings
 ) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     fresh = SharedLM(cast("SharedLMConfig", model.lm.config), model.lm.vocabulary).eval()
     other = TextToImagePipeline(model.tokenizer, fresh)
-    world, entries = sources["heldout"].world, prompts(sources["heldout"].world, settings.seed)
+    world, entries, asked = scenes.world, prompts(scenes.world, settings.seed), scenes.questions()
     images = _draw(other, [entry["prompt"] for entry in entries], settings)
     blank = cast("VisualTokenizer", type(model.tokenizer).from_config(model.tokenizer.config)).eval()
     with torch.inference_mode():
         parts = _tensor(originals).split(settings.batch_size)
         rebuilt = np.concatenate([_array(blank.decode(blank.encode(part))) for part in parts])
+    guesses = _answers(other, asked, ids, settings)
     return {
         "scene_eval": {"overall": score_images(images, entries, world, seed=settings.seed).overall},
-        "qa": {"accuracy": _answer(other, sources["heldout"], settings)[0].overall},
+        "qa": {"accuracy": score_answers([question for _, question in asked], guesses).overall},
         "reconstruction": {"psnr": _reconstruction(originals, rebuilt)["psnr"]},
     }
 
 
-def _captions(model: TextToImagePipeline, source: Scenes, originals: Images, count: int = 16) -> list[dict[str, Any]]:
-    given = model.caption(_tensor(originals[:count]))
-    return [{"picture": i, "expected": source.caption(i), "given": text} for i, text in enumerate(given)]
+def _captions(
+    model: TextToImagePipeline, scenes: NewScenes, originals: Images, count: int = 16
+) -> list[dict[str, Any]]:
+    shown = spread(len(originals), count)
+    given, expected = model.caption(_tensor(originals[shown])), scenes.captions()
+    return [{"picture": i, "expected": expected[i], "given": text} for i, text in zip(shown, given, strict=True)]
 
 
 def _verdicts(scores: SceneScores) -> list[dict[str, Any]]:
@@ -310,13 +344,12 @@ def _usage(model: TextToImagePipeline, ids: Tensor) -> dict[str, list[int]]:
     }
 
 
-def _protocol(model: TextToImagePipeline, source: Scenes, settings: SuiteSettings) -> Protocol:
-    entries, sampling = prompts(source.world, settings.seed), settings.sampling
-    captions = (source.caption(index) for index in range(len(source)))
+def _protocol(model: TextToImagePipeline, scenes: NewScenes, settings: SuiteSettings) -> Protocol:
+    entries, sampling = prompts(scenes.world, settings.seed), settings.sampling
     return Protocol(
         task="SceneEval (GenEval rules)",
         dataset=f"scenes-{settings.world}",
-        dataset_hash=text_hash(captions),
+        dataset_hash=text_hash(scenes.captions()),
         count=settings.pictures,
         dtype=str(model.lm.dtype).removeprefix("torch."),
         seed=settings.seed,
@@ -334,9 +367,10 @@ def _protocol(model: TextToImagePipeline, source: Scenes, settings: SuiteSetting
             "per_prompt": settings.per_prompt,
         },
         extra={
-            "world": source.world.to_dict(),
-            "questions": "heldout split, exact match, greedy",
-            "reconstruction": "heldout split, PSNR per image on [0, 1], mean",
+            "world": scenes.world.to_dict(),
+            "scenes": {"seen combinations": len(scenes.seen), "unseen combinations": len(scenes.unseen)},
+            "questions": "exact match, greedy",
+            "reconstruction": "PSNR per image on [0, 1], mean",
         },
     )
 

@@ -161,7 +161,7 @@ class LanguageModelTraining(TrainingModule):
         """Write tokenizer and model to ``save_to``, once."""
         super().on_fit_end()
         if self.save_to is not None and self.trainer.is_global_zero:
-            tokenizer, model = (exported(part, self.save_dtype) for part in (self._tokenizer[0], self.model))
+            tokenizer, model = exported(self._tokenizer[0], self.save_dtype), exported(self.model, self.save_dtype)
             if tokenizer.fingerprint() != self.model.config.tokenizer_fingerprint:
                 tokenizer = self._tokenizer[0]
             TextToImagePipeline(tokenizer, model).save_pretrained(Path(self.save_to))
