@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,21 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance",
         type=number(float),
-        default=3.0,
-        help="how closely to follow the prompt; 1 is off (default: 3)",
+        help="how closely to follow the prompt; 1 is off (default, as for the next three: the model's own)",
     )
     parser.add_argument(
-        "--temperature", type=number(float), default=1.0, help="0 takes the most likely code (default: 1)"
+        "--temperature", type=number(float), help="0 takes the most likely code, 1 draws from the distribution as it is"
     )
-    parser.add_argument(
-        "--top-k", type=number(), default=0, help="draw from the k most likely codes; 0 for all (default)"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=number(float),
-        default=1.0,
-        help="draw from the most likely codes that reach p (default: 1)",
-    )
+    parser.add_argument("--top-k", type=number(), help="draw from the k most likely codes; 0 for all")
+    parser.add_argument("--top-p", type=number(float), help="draw from the most likely codes that reach p; 1 for all")
     parser.add_argument(
         "--batch",
         type=number(least=1),
@@ -79,10 +72,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed and --count must stay within {_LAST_SEED}, got {args.seed} and {args.count}")
     folder = model_folder(args.model)
 
-    from ..generation.sampler import Sampling
+    from ..generation.sampler import Sampling, model_sampling
 
-    sampling = Sampling(args.guidance, args.temperature, args.top_k, args.top_p)
+    names = ("guidance", "temperature", "top_k", "top_p")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    Sampling(**given)  # what is out of range is said before anything is loaded
     pipeline = load_pipeline(folder, args.device)
+    sampling = replace(model_sampling(pipeline.lm), **given)
     for prompt in prompts:
         pipeline.lm.vocabulary.encode(prompt)
     jobs = [(prompt, args.seed + offset) for prompt in prompts for offset in range(args.count)]

@@ -6,7 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -23,7 +23,7 @@ from ..data.scene_world import World
 from ..data.scenes import Scenes
 from ..data.transforms import from_uint8, to_uint8
 from ..generation.pipeline import TextToImagePipeline
-from ..generation.sampler import Sampling
+from ..generation.sampler import Sampling, model_sampling
 from ..lm.model import SharedLM, SharedLMConfig
 from ..tokenizers.base import VisualTokenizer
 from .metrics import ReconstructionMetrics
@@ -46,7 +46,7 @@ class SuiteSettings:
             are built around a combination that training never shows.
         per_prompt: pictures drawn for every prompt.
         training_pictures: training scenes that the blind baseline learns its habits from.
-        sampling: how codes are drawn.
+        sampling: how codes are drawn; the model's own way by default.
         seed: of the prompts' pictures and of the references.
         batch_size: pictures or prompts handled together.
     """
@@ -55,7 +55,7 @@ class SuiteSettings:
     pictures: int = 256
     per_prompt: int = 4
     training_pictures: int = 4000
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling | None = None
     seed: int = 0
     batch_size: int = 64
 
@@ -345,7 +345,7 @@ def _usage(model: TextToImagePipeline, ids: Tensor) -> dict[str, list[int]]:
 
 
 def _protocol(model: TextToImagePipeline, scenes: NewScenes, settings: SuiteSettings) -> Protocol:
-    entries, sampling = prompts(scenes.world, settings.seed), settings.sampling
+    entries, sampling = prompts(scenes.world, settings.seed), settings.sampling or model_sampling(model.lm)
     return Protocol(
         task="SceneEval (GenEval rules)",
         dataset=f"scenes-{settings.world}",

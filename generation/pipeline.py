@@ -57,7 +57,7 @@ class TextToImagePipeline(DiffusionPipeline):
             generator: a seed that every prompt starts from, or one CPU generator per prompt; the codes of a picture
                 depend on its prompt and its generator, not on the rest of the batch, but for rounding: larger batches
                 round differently, so equal bytes need ``batch_size=1``.
-            sampling: temperature, filters and guidance.
+            sampling: temperature, filters and guidance; the model's own by default.
             batch_size: prompts decoded together.
             progress: show a progress bar.
 

@@ -45,6 +45,11 @@ class Sampling:
             )
 
 
+def model_sampling(model: SharedLM) -> Sampling:
+    """What a model draws with where nobody says otherwise: its configuration's ``sampling``, else the defaults."""
+    return Sampling(**model.config.sampling)
+
+
 def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
     """Draw one id per row by inverting the cumulative distribution.
 
@@ -116,14 +121,14 @@ def sample_codes(
         model: the language model.
         captions: B prompts.
         generators: B CPU generators, one per caption; each alone decides its picture.
-        sampling: temperature, filters and guidance.
+        sampling: temperature, filters and guidance; the model's own by default.
         order: raster by default; must be legal for the layout of the model's codes.
         progress: called with (steps done, steps in all) after every step.
 
     Raises:
         ValueError: another number of generators than captions, or an order of several positions per step.
     """
-    sampling, order = sampling or Sampling(), order or Raster()
+    sampling, order = sampling or model_sampling(model), order or Raster()
     if len(generators) != len(captions) or not captions:
         raise ValueError(
             f"one generator per caption is needed and at least one caption, got {len(generators)} generators for "

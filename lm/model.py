@@ -35,6 +35,8 @@ class SharedLMConfig(PretrainedConfig):
         tokenizer_fingerprint: which tokenizer the codes come from.
         head: how codes are written: ``kind`` (``flat`` by default, or ``depth``) and its options, see
             :func:`~smalti.lm.heads.code_head`.
+        sampling: how codes are drawn where nobody says otherwise: fields of
+            :class:`~smalti.generation.sampler.Sampling`.
     """
 
     model_type = "smalti"
@@ -46,9 +48,11 @@ class SharedLMConfig(PretrainedConfig):
         vocabulary_size: int = 0,
         tokenizer_fingerprint: str = "",
         head: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.backbone, self.spec, self.head = backbone or {}, spec or {}, head or {}
+        self.sampling = sampling or {}
         self.vocabulary_size, self.tokenizer_fingerprint = vocabulary_size, tokenizer_fingerprint
         super().__init__(**kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ..data.tokens import TokenStore
 from ..generation.pipeline import TextToImagePipeline
-from ..generation.sampler import write_text
+from ..generation.sampler import Sampling, write_text
 from ..lm.layout import Batch, Example
 from ..lm.model import SharedLM
 from ..lm.vocabulary import Vocabulary
@@ -80,6 +81,7 @@ class LanguageModelTraining(TrainingModule):
         optimizer: learning rate, schedule, decay and clipping.
         guard: patience with steps that are not finite.
         seed: of all that training draws, except the order of the data.
+        sampling: kept in the model's configuration: how it draws where nobody says otherwise.
         save_to: folder that receives tokenizer and model together when training ends.
         save_dtype: precision of the written weights; half of it halves the file. The tokenizer is written in it only
             where that changes none of its weights, because the codes must stay the same.
@@ -98,6 +100,7 @@ class LanguageModelTraining(TrainingModule):
         weights: dict[str, float] | None = None,
         reading: float = 0.4,
         questions: int = 6,
+        sampling: Sampling | None = None,
         optimizer: OptimizerSettings = OPTIMIZER,
         guard: GuardSettings = GUARD,
         seed: int = 0,
@@ -112,6 +115,7 @@ class LanguageModelTraining(TrainingModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = SharedLM.build(backbone, vocabulary, spec, self._tokenizer[0].fingerprint(), head)
+            self.model.config.sampling = asdict(sampling or Sampling())
             self.model.start_from_codebooks(self._tokenizer[0].code_vectors())
         self.weights = _checked(weights or {}, ["text", *(book.name for book in spec.codebooks)])
         self.reading, self.questions = reading, questions

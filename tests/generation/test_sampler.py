@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from smalti.generation.sampler import Sampling, draw, sample_codes, write_text
+from smalti.generation.sampler import Sampling, draw, model_sampling, sample_codes, write_text
 from smalti.lm.layout import TEXT
 from smalti.lm.model import SharedLM
 from smalti.lm.vocabulary import Vocabulary
@@ -213,6 +213,16 @@ def test_one_generator_per_caption(captions, count):
     message = f"and at least one caption, got {count} generators for {len(captions)} captions; make one"
     with pytest.raises(ValueError, match=message):
         sample_codes(model(), captions, generators(count))
+
+
+def test_a_model_draws_its_own_way_where_nobody_says_otherwise():
+    lm = model()
+    assert model_sampling(lm) == Sampling()
+    lm.config.sampling = {"guidance": 1.5, "temperature": 0.0}
+    assert model_sampling(lm) == Sampling(guidance=1.5, temperature=0.0)
+    own = sample_codes(lm, CAPTIONS, generators(3))
+    assert torch.equal(own.ids, sample_codes(lm, CAPTIONS, generators(3), Sampling(1.5, 0.0)).ids)
+    assert not torch.equal(own.ids, sample_codes(lm, CAPTIONS, generators(3), Sampling(1.5, 3.0)).ids)
 
 
 def test_unknown_words_are_refused():

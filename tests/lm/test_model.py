@@ -143,6 +143,15 @@ def test_saved_and_loaded_is_bit_equal(tmp_path, kind, head):
     assert [path.name for path in tmp_path.iterdir()] == ["lm"]
 
 
+def test_half_precision_files_are_read_as_float32(tmp_path):
+    lm = model().to(torch.bfloat16)
+    lm.save_pretrained(tmp_path / "lm")
+    loaded = SharedLM.from_pretrained(tmp_path / "lm")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert all(torch.equal(value.float(), loaded.state_dict()[name]) for name, value in lm.state_dict().items())
+    assert next(SharedLM.from_pretrained(tmp_path / "lm", dtype=torch.bfloat16).parameters()).dtype == torch.bfloat16
+
+
 def test_no_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"lacks config.json, model.safetensors, vocabulary.model, "):
         SharedLM.from_pretrained(tmp_path / "nowhere")
@@ -238,7 +247,9 @@ def test_too_long_sequences_are_an_error():
 
 
 def test_configuration_survives_json():
-    config = model().config
+    config = model(head={"kind": "depth", "heads": 2}).config
+    config.sampling = {"guidance": 1.5}
     again = SharedLMConfig.from_dict(json.loads(config.to_json_string()))
     assert (again.backbone, again.spec) == (LLAMA, SPEC.to_dict())
+    assert (again.head, again.sampling) == ({"kind": "depth", "heads": 2}, {"guidance": 1.5})
     assert (again.vocabulary_size, again.tokenizer_fingerprint) == (config.vocabulary_size, "f00d")

@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import Callback
 
 from smalti.data.tokens import TokenRecord, TokenStore
 from smalti.generation.pipeline import TextToImagePipeline
-from smalti.generation.sampler import Sampling, sample_codes
+from smalti.generation.sampler import Sampling, model_sampling, sample_codes
 from smalti.lm.vocabulary import Vocabulary
+from smalti.tokenizers.base import VisualTokenizer
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.quantizers import VectorQuantizer
 from smalti.tokenizers.vq import VQTokenizer
@@ -205,6 +206,24 @@ def test_weights_reach_the_loss(folder):
         torch.manual_seed(0)
         losses.append(module(folder, weights=weights).training_loss(items))
     torch.testing.assert_close(losses[0] + losses[1], losses[2])
+
+
+def test_sampling_is_kept_with_the_model(folder, tmp_path):
+    options = {"sampling": Sampling(guidance=1.5, temperature=0.5), "save_dtype": "bfloat16"}
+    found = fitted(folder, tmp_path, steps=1, save_to=str(tmp_path / "model"), **options)
+    pipeline = TextToImagePipeline.from_pretrained(tmp_path / "model")
+    assert model_sampling(pipeline.lm) == options["sampling"]
+    half = {name: value.bfloat16().float() for name, value in found.model.state_dict().items()}
+    assert all(torch.equal(half[name], value) for name, value in pipeline.lm.state_dict().items())
+    sizes = [(tmp_path / "model" / part).stat().st_size for part in ("lm/model.safetensors",)]
+    assert sizes[0] < 2.5 * sum(p.numel() for p in found.model.parameters()) + 10_000
+
+
+def test_a_tokenizer_is_rounded_only_where_that_changes_nothing(folder, tmp_path):
+    written = folder / "tokenizer"
+    fitted(folder, tmp_path, steps=1, save_to=str(tmp_path / "model"), save_dtype="bfloat16")
+    kept = VisualTokenizer.from_pretrained(tmp_path / "model" / "tokenizer")
+    assert kept.fingerprint() == VisualTokenizer.from_pretrained(written).fingerprint()
 
 
 def test_a_store_of_another_tokenizer_is_refused(folder, tmp_path):
