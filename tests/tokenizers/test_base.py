@@ -53,4 +53,9 @@ def test_fingerprint_sees_the_configuration(parts):
 def test_fingerprint_of_half_precision(parts):
     tokenizer = VQTokenizer(*parts)
     before = tokenizer.fingerprint()
-    assert tokenizer.to(torch.bfloat16).fingerprint() != before
+    half = tokenizer.to(torch.bfloat16)
+    assert half.fingerprint() != before  # other values
+    again = VQTokenizer(*parts)
+    again.load_state_dict(half.state_dict())
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert again.fingerprint() == half.fingerprint()  # the same values in more bytes

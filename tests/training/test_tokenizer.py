@@ -247,6 +247,17 @@ def test_save_to_holds_the_averaged_tokenizer(tmp_path):
     assert equal(copied(saved), copied(inner))
 
 
+def test_save_to_in_half_precision(tmp_path):
+    run = module(save_to=str(tmp_path / "saved"), save_dtype="bfloat16")
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(run, Noise())
+    saved, trained = VisualTokenizer.from_pretrained(tmp_path / "saved"), run.tokenizer
+    assert {p.dtype for p in trained.parameters()} == {p.dtype for p in saved.parameters()} == {torch.float32}
+    for name, value in saved.named_parameters():
+        exact = dict(trained.named_parameters())[name]
+        kept = exact if name.startswith("quantizer") else exact.bfloat16().float()
+        assert torch.equal(value, kept), name
+
+
 def test_validation_measures_psnr_l1_and_usage(tmp_path):
     run, data = module(), Noise()
     run.tokenizer.eval()
