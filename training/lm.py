@@ -34,7 +34,7 @@ class TokenData(ResumableData):
     Args:
         train: folder of the token store to train on.
         validation: folder of another one to validate on.
-        batch_size: images per process; each gives two sequences, one per direction.
+        batch_size: images per process.
         workers: processes that read.
         seed: of the order, >= 0.
 
