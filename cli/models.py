@@ -59,11 +59,11 @@ def load_tokenizer(folder: Path, device: str) -> VisualTokenizer:
     """Load a tokenizer of any family onto a device, strictly; arguments and errors as in `load_pipeline`."""
     import torch
 
-    from ..tokenizers.base import VisualTokenizer
+    from ..training.encode import saved_tokenizer
 
     chosen = choose_device(device)
     quiet()
-    tokenizer = VisualTokenizer.from_pretrained(folder)
+    tokenizer = saved_tokenizer(str(folder))
     torch.nn.Module.to(tokenizer, torch.device(chosen))  # diffusers leaves its own override untyped
     return tokenizer
 

@@ -15,13 +15,12 @@ from ..data.base import ImageSource
 from ..data.files import atomic_file
 from ..eval.scene_report import write_scene_report
 from ..eval.suite import SuiteSettings, score_scenes
-from ..generation.pipeline import TextToImagePipeline
 from ..lm.vocabulary import Vocabulary
-from ..training.encode import encode_source, saved_tokenizer, texts_of
+from ..training.encode import encode_source, texts_of
 from ..training.recipe import Action, Recipe, State, check_recipe, plan_recipe, run_recipe, timings
 from .errors import InterruptedRunError, UsageError
 from .fit import check_configuration, import_vocabulary, run_lightning
-from .models import quiet
+from .models import load_pipeline, load_tokenizer, quiet
 from .outputs import say as answer
 from .progress import Bar
 from .typed import build_arguments, check_arguments
@@ -90,19 +89,42 @@ def vocabulary(folder: Path, source: ImageSource, size: int = 8000, model_type: 
         Vocabulary.train(texts_of(source, bar.update), size, model_type).save_pretrained(folder)  # type: ignore[arg-type]
 
 
-def encode(folder: Path, tokenizer: str, train: ImageSource, validation: ImageSource | None = None) -> None:
-    """Code the pictures of one or two sources into the token stores ``train`` and ``validation``."""
-    model = saved_tokenizer(tokenizer)
+def encode(
+    folder: Path,
+    tokenizer: str,
+    train: ImageSource,
+    validation: ImageSource | None = None,
+    workers: int = 0,
+    device: str = "auto",
+) -> None:
+    """Code the pictures of one or two sources into the token stores ``train`` and ``validation``.
+
+    Args:
+        folder: of the stage.
+        tokenizer: folder of the tokenizer.
+        train: pictures to train on.
+        validation: others to validate on.
+        workers: processes that read pictures; 0 reads in this one.
+        device: where the tokenizer runs: ``auto`` is a GPU where there is one.
+    """
+    model = load_tokenizer(Path(tokenizer), device)
     for name, source in (("train", train), ("validation", validation)):
         if source is not None:
             with Bar(name, len(source)) as bar:
-                encode_source(model, source, progress=bar.update).save(folder / name)
+                encode_source(model, source, workers=workers, progress=bar.update).save(folder / name)
 
 
-def score(folder: Path, model: str, settings: SuiteSettings) -> None:
-    """Measure a model of scenes: ``scores.json``, the evidence, and two picture sheets."""
-    evidence = score_scenes(TextToImagePipeline.from_pretrained(model), folder, settings, lambda line: say(f"  {line}"))
-    evidence.write_sheets(folder)
+def score(folder: Path, model: str, settings: SuiteSettings, device: str = "auto") -> None:
+    """Measure a model of scenes: ``scores.json``, the evidence, and two picture sheets.
+
+    Args:
+        folder: of the stage.
+        model: folder of the model.
+        settings: what is measured on how much.
+        device: where the model runs: ``auto`` is a GPU where there is one.
+    """
+    pipeline = load_pipeline(Path(model), device)
+    score_scenes(pipeline, folder, settings, lambda line: say(f"  {line}")).write_sheets(folder)
 
 
 def report(folder: Path, scores: str, title: str, logs: dict[str, str] | None = None) -> None:

@@ -308,6 +308,7 @@ def _untrained(
 ) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     fresh = SharedLM(cast("SharedLMConfig", model.lm.config), model.lm.vocabulary).eval()
+    torch.nn.Module.to(fresh, model.lm.device)  # transformers leaves its own override untyped
     other = TextToImagePipeline(model.tokenizer, fresh)
     world, entries, asked = scenes.world, prompts(scenes.world, settings.seed), scenes.questions()
     images = _draw(other, [entry["prompt"] for entry in entries], settings)

@@ -69,7 +69,10 @@ class SequenceLayout:
                 "make them with vocabulary.with_codebooks"
             )
         self.vocabulary, self.spec, self.per_step = vocabulary, spec, per_step
-        self.offsets = [vocabulary.block(book.name).start for book in spec.columns]
+        starts, sizes = [vocabulary.block(book.name).start for book in spec.columns], [b.size for b in spec.columns]
+        # On the CPU also while a model is loaded, when transformers makes everything on the meta device.
+        self._offsets, self._sizes = torch.tensor(starts, device="cpu"), torch.tensor(sizes, device="cpu")
+        self._slots = torch.arange(self.steps, device="cpu")[:, None]
 
     @property
     def steps(self) -> int:
@@ -127,14 +130,12 @@ class SequenceLayout:
                 f"codes must be [{self.spec.positions}, {self.spec.depth}] (N, D), got {list(ids.shape)}; "
                 "encode the images with the tokenizer of this model"
             )
-        sizes = [book.size for book in self.spec.columns]
-        if bool(((ids < 0) | (ids >= torch.tensor(sizes))).any()):
+        if bool(((ids < 0) | (ids >= self._sizes)).any()):
             raise ValueError(
-                f"codes must lie in [0, K) with K = {sizes} by column, got {int(ids.min())}..{int(ids.max())}; "
-                "encode the images with the tokenizer of this model"
+                f"codes must lie in [0, K) with K = {self._sizes.tolist()} by column, got "
+                f"{int(ids.min())}..{int(ids.max())}; encode the images with the tokenizer of this model"
             )
-        tokens = (ids + torch.tensor(self.offsets)).view(self.steps, self.per_step)
-        return torch.cat([tokens, torch.arange(self.steps)[:, None]], dim=1)
+        return torch.cat([(ids + self._offsets).view(self.steps, self.per_step), self._slots], dim=1)
 
     def rows(self, tokens: Tensor, slot: int) -> Tensor:
         """Rows ``[B, 1, W + 1]`` of one step that wrote tokens ``[B, <= W]``."""
@@ -150,7 +151,8 @@ class SequenceLayout:
         return Batch(tokens, slots, learned)
 
     def _rows(self, tokens: Sequence[int]) -> Tensor:
-        return self.rows(torch.tensor(tokens, dtype=torch.int64)[:, None], TEXT)[:, 0]
+        rest = [NONE] * (self.per_step - 1) + [TEXT]
+        return torch.tensor([[token, *rest] for token in tokens])
 
     def _special(self, token: str) -> Tensor:
         return self._rows([self.vocabulary.special(token)])
@@ -161,5 +163,5 @@ class SequenceLayout:
 
 def _join(parts: list[tuple[Tensor, bool]]) -> Example:
     rows = torch.cat([rows for rows, _ in parts])
-    learned = torch.cat([torch.full((len(rows),), learn) for rows, learn in parts])
+    learned = torch.tensor([learn for rows, learn in parts for _ in range(rows.shape[0])])
     return Example(rows[:, :-1], rows[:, -1], learned)

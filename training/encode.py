@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from ..data.base import ImageSource
-from ..data.pictures import OnError, Pictures, collate
+from ..data.pictures import Item, OnError, Pictures, collate
 from ..data.scenes import Scenes
 from ..data.tokens import TokenRecord, TokenStore
 from ..data.transforms import Crop, Filter
@@ -27,6 +28,20 @@ def saved_tokenizer(folder: str) -> VisualTokenizer:
     return VisualTokenizer.from_pretrained(folder)
 
 
+class _Pages(Dataset["tuple[Item, TokenRecord] | None"]):
+    """Pictures with what is known about them; None for a broken one."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Item, TokenRecord] | None:
+        item = self.pictures[index]
+        return (item, _record(self.pictures.source, index)) if item["index"] == index else None
+
+
 @torch.inference_mode()
 def encode_source(
     tokenizer: VisualTokenizer,
@@ -34,6 +49,7 @@ def encode_source(
     batch_size: int = 64,
     filter: Filter = "lanczos",  # noqa: A002 - Pillow's word
     on_error: OnError = "skip",
+    workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
     """Code the pictures of a source, cropped at the center to the tokenizer's size.
@@ -44,23 +60,21 @@ def encode_source(
         batch_size: pictures coded together.
         filter: of the resize.
         on_error: ``skip`` leaves broken pictures out, ``raise`` stops at the first.
+        workers: processes that read; 0 reads in this one.
         progress: called with (pictures done, pictures in all) after every batch.
     """
     crop = Crop(tokenizer.image_size, "center", filter)
-    pictures = Pictures(source, crop, on_error)
+    pages = _Pages(Pictures(source, crop, on_error))
     ids: list[torch.Tensor] = []
-    kept: list[int] = []
-    for start in range(0, len(source), batch_size):
-        wanted = range(start, min(start + batch_size, len(source)))
-        items = [item for index in wanted if (item := pictures[index])["index"] == index]
-        if items:
-            images = collate(items)["images"].to(tokenizer.device, tokenizer.dtype)
+    records: list[TokenRecord] = []
+    for number, batch in enumerate(DataLoader(pages, batch_size, num_workers=workers, collate_fn=_readable), 1):
+        if batch:
+            images = collate([item for item, _ in batch])["images"].to(tokenizer.device, tokenizer.dtype)
             ids.append(tokenizer.encode(images).ids.cpu())
-            kept += [item["index"] for item in items]
+            records += [record for _, record in batch]
         if progress is not None:
-            progress(wanted.stop, len(source))
-    records = [_record(source, index) for index in kept]
-    origin = {"pictures": len(source), "left_out": len(source) - len(kept), "crop": crop.describe()}
+            progress(min(number * batch_size, len(source)), len(source))
+    origin = {"pictures": len(source), "left_out": len(source) - len(records), "crop": crop.describe()}
     return TokenStore(torch.cat(ids), records, tokenizer.spec.to_dict(), tokenizer.fingerprint(), origin)
 
 
@@ -79,3 +93,7 @@ def texts_of(source: ImageSource, progress: Callable[[int, int], None] | None = 
 def _record(source: ImageSource, index: int) -> TokenRecord:
     asked = source.questions(index) if isinstance(source, Scenes) else []
     return TokenRecord(source.caption(index), tuple((item.question, item.answer) for item in asked))
+
+
+def _readable(pages: list[tuple[Item, TokenRecord] | None]) -> list[tuple[Item, TokenRecord]]:
+    return [page for page in pages if page is not None]

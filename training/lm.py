@@ -134,6 +134,10 @@ class LanguageModelTraining(TrainingModule):
                     f"{store.fingerprint}; encode the images again with this tokenizer"
                 )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Codes stay where they are: sequences are built on the CPU and moved as a whole."""
+        return batch
+
     def training_loss(self, batch: list[Item]) -> Tensor:
         """Sum of the weighted block losses over both directions."""
         read = torch.rand(len(batch)) < self.reading
