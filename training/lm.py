@@ -22,7 +22,7 @@ from .base import TrainingModule
 from .encode import saved_tokenizer
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings
-from .precision import SaveDtype, exported
+from .precision import SaveDtype, rounded
 from .resume import ResumableData
 
 Item = dict[str, Any]
@@ -61,6 +61,10 @@ class TokenData(ResumableData):
     def collate(items: list[Item]) -> list[Item]:
         """A batch stays a list of images: sequences are built where the vocabulary is."""
         return items
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Codes stay where they are: sequences are built on the CPU and moved as a whole."""
+        return batch
 
 
 class LanguageModelTraining(TrainingModule):
@@ -134,10 +138,6 @@ class LanguageModelTraining(TrainingModule):
                     f"{store.fingerprint}; encode the images again with this tokenizer"
                 )
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Codes stay where they are: sequences are built on the CPU and moved as a whole."""
-        return batch
-
     def training_loss(self, batch: list[Item]) -> Tensor:
         """Sum of the weighted block losses over both directions."""
         read = torch.rand(len(batch)) < self.reading
@@ -169,10 +169,14 @@ class LanguageModelTraining(TrainingModule):
         """Write tokenizer and model to ``save_to``, once."""
         super().on_fit_end()
         if self.save_to is not None and self.trainer.is_global_zero:
-            tokenizer, model = exported(self._tokenizer[0], self.save_dtype), exported(self.model, self.save_dtype)
-            if tokenizer.fingerprint() != self.model.config.tokenizer_fingerprint:
-                tokenizer = self._tokenizer[0]
-            TextToImagePipeline(tokenizer, model).save_pretrained(Path(self.save_to))
+            with rounded(self._tokenizer[0], self._tokenizer_dtype()), rounded(self.model, self.save_dtype):
+                TextToImagePipeline(self._tokenizer[0], self.model).save_pretrained(Path(self.save_to))
+
+    def _tokenizer_dtype(self) -> SaveDtype:
+        """The precision that the tokenizer can be written in without becoming another one."""
+        with rounded(self._tokenizer[0], self.save_dtype):
+            same = self._tokenizer[0].fingerprint() == self.model.config.tokenizer_fingerprint
+        return self.save_dtype if same else "float32"
 
     def _asked(self, item: Item) -> list[tuple[str, str]]:
         asked = item["questions"]

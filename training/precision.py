@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Literal, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import nn
 
 SaveDtype = Literal["float32", "bfloat16", "float16"]
 
-M = TypeVar("M", bound=nn.Module)
 
-
-def exported(module: M, dtype: SaveDtype) -> M:
-    """The module as it is to be saved: itself in float32, else a copy whose weights are rounded to ``dtype``.
+@contextmanager
+def rounded(module: nn.Module, dtype: SaveDtype) -> Iterator[None]:
+    """Round the weights of a module to ``dtype`` for as long as it is being saved, then put the exact ones back.
 
     Half the bytes, and read back as float32. Quantizers stay in float32.
     """
-    return module if dtype == "float32" else copy.deepcopy(module).to(getattr(torch, dtype))
+    weights = [(parameter, parameter.data) for parameter in module.parameters()]
+    buffers = [(part, name, value) for part in module.modules() for name, value in part.named_buffers(recurse=False)]
+    nn.Module.to(module, getattr(torch, dtype))
+    try:
+        yield
+    finally:
+        for parameter, exact in weights:
+            parameter.data = exact
+        for part, name, value in buffers:
+            part._buffers[name] = value

@@ -20,7 +20,7 @@ from .data import ImageData
 from .frozen import Frozen
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings, Trained
-from .precision import SaveDtype, exported
+from .precision import SaveDtype, rounded
 from .usage import CodeUsage
 
 
@@ -123,7 +123,8 @@ class TokenizerTraining(TrainingModule):
         """Write the tokenizer; also where a resumed run had no step left."""
         super().on_fit_end()
         if self.save_to is not None and self.trainer.is_global_zero:
-            exported(self.tokenizer, self.save_dtype).save_pretrained(self.save_to)
+            with rounded(self.tokenizer, self.save_dtype):
+                self.tokenizer.save_pretrained(self.save_to)
 
     def _targets(self, images: Tensor) -> dict[str, Tensor]:
         if self._teacher is None:

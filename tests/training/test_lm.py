@@ -253,6 +253,6 @@ def test_a_folder_without_a_store_is_an_error(folder, tmp_path):
 
 
 def test_sequences_are_built_on_the_cpu_whatever_the_device(folder):
-    items = [TokenStore.open(folder / "two")[0]]
-    kept = module(folder).transfer_batch_to_device(items, torch.device("meta"), 0)
+    data = TokenData(str(folder / "two"), batch_size=1)
+    kept = data.transfer_batch_to_device([data.train[0]], torch.device("meta"), 0)
     assert kept[0]["ids"].device.type == "cpu"
