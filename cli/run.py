@@ -13,6 +13,7 @@ import yaml
 
 from ..data.base import ImageSource
 from ..data.files import atomic_file
+from ..eval.protocol import read_result
 from ..eval.scene_report import write_scene_report
 from ..eval.suite import SuiteSettings, score_scenes
 from ..lm.vocabulary import Vocabulary
@@ -125,12 +126,25 @@ def score(folder: Path, model: str, settings: SuiteSettings, device: str = "auto
     """
     pipeline = load_pipeline(Path(model), device)
     score_scenes(pipeline, folder, settings, lambda line: say(f"  {line}")).write_sheets(folder)
+    say(f"  {_headline(read_result(folder / 'scores.json').scores)}")
 
 
 def report(folder: Path, scores: str, title: str, logs: dict[str, str] | None = None) -> None:
     """Write ``report.html`` from the folder of a ``score`` stage and the folders of ``fit`` stages."""
     folders = {name: Path(path) for name, path in (logs or {}).items()}
     write_scene_report(folder / "report.html", title, Path(scores), folders, stages=timings(folder.parent))
+    say(f"  {folder / 'report.html'}")
+
+
+def _headline(scores: Any) -> str:
+    qa, told, drawn = scores["qa"], scores["captions"], scores["scene_eval"]
+    parts = [
+        f"PSNR {scores['reconstruction']['psnr']:.1f} dB",
+        f"questions {qa['accuracy']:.3f} (blind {qa['blind']:.3f})",
+        f"captions {told['true']:.3f} (of other pictures {told['chance']:.3f})",
+        f"SceneEval {drawn['overall']:.3f} (chance {drawn['chance']:.3f}, ceiling {drawn['ceiling']:.3f})",
+    ]
+    return "; ".join(parts)
 
 
 def _list(recipe: Recipe) -> int:

@@ -105,6 +105,7 @@ class Scenes(ImageSource):
         self.count = count
         self.seed = seed
         self.weights = weights
+        self._last: tuple[int, Scene] | None = None  # pixels, caption and questions of a picture are asked for in turn
 
     def __len__(self) -> int:
         return self.count
@@ -117,7 +118,10 @@ class Scenes(ImageSource):
         """
         if not 0 <= index < self.count:
             raise IndexError(f"index must lie in 0 to {self.count - 1}, got {index}; raise count for more pictures")
-        return sample_scene(self.world, self.split, index, self.seed, self.weights)
+        last = self._last
+        if last is None or last[0] != index:
+            last = self._last = index, sample_scene(self.world, self.split, index, self.seed, self.weights)
+        return last[1]
 
     def pixels(self, index: int) -> np.ndarray:
         """The picture at ``index`` as ``(size, size, 3)`` uint8."""

@@ -188,6 +188,15 @@ def ceiling(
     return score_images(np.concatenate(rebuilt), prompts, world, seed=seed)
 
 
+def verdict(prompt: Prompt, found: Found) -> SceneVerdict:
+    """Judge what the detector found in one image by an entry of the world's prompt file."""
+    judged = judge(prompt, found, threshold=THRESHOLD, counting_threshold=COUNTING_THRESHOLD)
+    limit = COUNTING_THRESHOLD if prompt["tag"] == "counting" else THRESHOLD
+    asked = sum(wanted["count"] for wanted in prompt["include"])
+    shown = sum(len(kept_detections(detections, limit)) for detections in found.values())
+    return SceneVerdict(prompt["prompt"], judged.correct, judged.correct and shown == asked, judged.reason)
+
+
 def _rebuilt(roundtrip: Callable[[Tensor], Tensor], pictures: Images) -> Images:
     batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
@@ -215,13 +224,13 @@ def _renders(
 def _score(found: Sequence[Found], prompts: Sequence[Prompt], world: World, resamples: int, seed: int) -> SceneScores:
     each = _per_prompt(len(found), len(prompts))
     entries = [prompt for prompt in prompts for _ in range(each)]
-    verdicts = [_verdict(entry, detections) for entry, detections in zip(entries, found, strict=True)]
-    summary = _summary(entries, [verdict.correct for verdict in verdicts])
-    strict = _summary(entries, [verdict.strict for verdict in verdicts])
+    verdicts = [verdict(entry, detections) for entry, detections in zip(entries, found, strict=True)]
+    summary = _summary(entries, [judged.correct for judged in verdicts])
+    strict = _summary(entries, [judged.strict for judged in verdicts])
     known = [bool(entry.get("seen", not Request.from_metadata(entry).held_out(world))) for entry in entries]
     seen = _summary_where(known, entries, verdicts)
     unseen = _summary_where([not showed for showed in known], entries, verdicts)
-    interval, task_intervals = _intervals(prompts, [verdict.correct for verdict in verdicts], resamples, seed)
+    interval, task_intervals = _intervals(prompts, [judged.correct for judged in verdicts], resamples, seed)
     return SceneScores(
         overall=summary.overall,
         interval=interval,
@@ -238,14 +247,6 @@ def _score(found: Sequence[Found], prompts: Sequence[Prompt], world: World, resa
         prompts=len(prompts),
         verdicts=tuple(verdicts),
     )
-
-
-def _verdict(prompt: Prompt, found: Found) -> SceneVerdict:
-    verdict = judge(prompt, found, threshold=THRESHOLD, counting_threshold=COUNTING_THRESHOLD)
-    limit = COUNTING_THRESHOLD if prompt["tag"] == "counting" else THRESHOLD
-    asked = sum(wanted["count"] for wanted in prompt["include"])
-    shown = sum(len(kept_detections(detections, limit)) for detections in found.values())
-    return SceneVerdict(prompt["prompt"], verdict.correct, verdict.correct and shown == asked, verdict.reason)
 
 
 def _summary(entries: Sequence[Prompt], correct: Sequence[bool]) -> Summary:

@@ -57,6 +57,7 @@ def write_scene_report(
 def _headlines(result: Result) -> list[Headline]:
     scores: Mapping[str, Any] = result.scores
     base, scene, qa = scores["baselines"]["untrained"], scores["scene_eval"], scores["qa"]
+    captions = scores["captions"]
     return [
         Headline(
             "Reconstruction",
@@ -72,6 +73,12 @@ def _headlines(result: Result) -> list[Headline]:
             qa["accuracy"],
             {"blind": qa["blind"], "untrained": base["qa"]["accuracy"]} | _combinations(qa),
             note=f"{qa['count']} questions about new scenes, answered word for word",
+        ),
+        Headline(
+            "Captions",
+            captions["true"],
+            {"other pictures": captions["chance"]} | _combinations(captions),
+            note=f"of {captions['count']} captions hold for their picture and leave nothing out",
         ),
         Headline(
             "SceneEval (GenEval rules)",
@@ -109,7 +116,8 @@ def _weakest(result: Result) -> str:
 
 def _answer(row: Mapping[str, Any], evidence: Evidence) -> Answer:
     picture = Image.fromarray(evidence.originals[row["picture"]])
-    return Answer(row["expected"], row["given"], row.get("question", ""), picture, row["expected"] == row["given"])
+    right = row.get("right", row["expected"] == row["given"])
+    return Answer(row["expected"], row["given"], row.get("question", ""), picture, right)
 
 
 def _charts(name: str, folder: Path) -> list[Chart]:

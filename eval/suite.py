@@ -29,6 +29,7 @@ from ..tokenizers.base import VisualTokenizer
 from .metrics import ReconstructionMetrics
 from .protocol import Protocol, state_hash, text_hash, write_result
 from .qa import blind_baseline, score_answers
+from .scene_captions import score_captions
 from .scene_eval import SceneScores, ceiling, chance, references, score_images
 from .sheets import reconstruction_sheet, sample_sheet, save_png
 
@@ -69,7 +70,7 @@ class Evidence:
     samples: Images  #: [P * per_prompt, H, W, 3]
     verdicts: Sequence[dict[str, Any]]  #: prompt, correct, strict and reason of every sample
     answers: Sequence[dict[str, Any]]  #: picture, kind, question, expected and given
-    captions: Sequence[dict[str, Any]]  #: picture, expected and given
+    captions: Sequence[dict[str, Any]]  #: picture, expected, given, and whether that is right
     usage: dict[str, list[int]]  #: occurrences of every code, by codebook
 
     def save(self, folder: str | Path) -> None:
@@ -126,23 +127,17 @@ def score_scenes(
     scene_eval, samples, scores = _samples(model, scenes.world, settings)
     tell("untrained baseline")
     baseline = _untrained(model, originals, codes, scenes, settings)
+    tell("captions")
+    caption_scores, captions = _captions(model, scenes, originals, settings)
     results = {
         "reconstruction": reconstruction,
         "qa": qa,
+        "captions": caption_scores,
         "scene_eval": scene_eval,
         "baselines": {"untrained": baseline},
     }
     write_result(Path(folder) / "scores.json", results, _protocol(model, scenes, settings), _model(model))
-    tell("captions")
-    evidence = Evidence(
-        originals,
-        rebuilt,
-        samples,
-        _verdicts(scores),
-        answers,
-        _captions(model, scenes, originals),
-        _usage(model, codes),
-    )
+    evidence = Evidence(originals, rebuilt, samples, _verdicts(scores), answers, captions, _usage(model, codes))
     evidence.save(folder)
     return evidence
 
@@ -275,9 +270,12 @@ def _samples(
     entries = prompts(world, settings.seed)
     images = _draw(model, [entry["prompt"] for entry in entries], settings)
     scores = score_images(images, entries, world, seed=settings.seed)
-    ends = references(world, entries, 1, settings.seed)
+    ends = references(world, entries, settings.per_prompt, settings.seed)
     best = ceiling(
-        lambda batch: model.tokenizer.decode(model.encode(batch)).float().cpu(), world, entries, per_prompt=1
+        lambda batch: model.tokenizer.decode(model.encode(batch)).float().cpu(),
+        world,
+        entries,
+        per_prompt=settings.per_prompt,
     )
     shuffled = chance(images, entries, world, seed=settings.seed)
     summary = {
@@ -325,11 +323,25 @@ def _untrained(
 
 
 def _captions(
-    model: TextToImagePipeline, scenes: NewScenes, originals: Images, count: int = 16
-) -> list[dict[str, Any]]:
-    shown = spread(len(originals), count)
-    given, expected = model.caption(_tensor(originals[shown])), scenes.captions()
-    return [{"picture": i, "expected": expected[i], "given": text} for i, text in zip(shown, given, strict=True)]
+    model: TextToImagePipeline, scenes: NewScenes, originals: Images, settings: SuiteSettings, shown: int = 16
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    given = list[str]()
+    for part in _tensor(originals).split(settings.batch_size):
+        given += model.caption(part)
+    scores, expected = score_captions(given, originals, scenes.world, seed=settings.seed), scenes.captions()
+    first = len(scenes.seen)
+    summary = {
+        "true": scores.true,
+        "chance": scores.chance,
+        "seen": sum(scores.verdicts[:first]) / first,
+        "unseen": sum(scores.verdicts[first:]) / len(scenes.unseen),
+        "count": len(given),
+    }
+    rows = [
+        {"picture": i, "expected": expected[i], "given": given[i], "right": scores.verdicts[i]}
+        for i in spread(len(originals), shown)
+    ]
+    return summary, rows
 
 
 def _verdicts(scores: SceneScores) -> list[dict[str, Any]]:
@@ -371,6 +383,7 @@ def _protocol(model: TextToImagePipeline, scenes: NewScenes, settings: SuiteSett
             "world": scenes.world.to_dict(),
             "scenes": {"seen combinations": len(scenes.seen), "unseen combinations": len(scenes.unseen)},
             "questions": "exact match, greedy",
+            "captions": "greedy; true of the picture by the rules of SceneEval, strictly",
             "reconstruction": "PSNR per image on [0, 1], mean",
         },
     )

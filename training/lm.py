@@ -71,8 +71,9 @@ class LanguageModelTraining(TrainingModule):
     """One run that learns to write pictures and to read them.
 
     Each image of a batch gives one sequence: ``caption -> codes`` or, with probability ``reading``,
-    ``codes -> answers -> caption``. Codes are learned in both, so that a picture is also written from nothing, which
-    classifier-free guidance needs (https://arxiv.org/abs/2207.12598).
+    ``codes -> answers -> caption``, of which a share goes without questions, as a caption is asked for later. Codes are
+    learned in all, so that a picture is also written from nothing, which classifier-free guidance needs
+    (https://arxiv.org/abs/2207.12598).
 
     Args:
         tokenizer: folder of the tokenizer that made the codes.
@@ -82,6 +83,7 @@ class LanguageModelTraining(TrainingModule):
         weights: of the losses ``text`` and every codebook; 1 where absent.
         reading: share of the images that are read and not written from their caption, in [0, 1].
         questions: most questions asked about an image in one sequence.
+        describing: share of the images read that are described without any question before, in [0, 1].
         optimizer: learning rate, schedule, decay and clipping.
         guard: patience with steps that are not finite.
         seed: of all that training draws, except the order of the data.
@@ -104,6 +106,7 @@ class LanguageModelTraining(TrainingModule):
         weights: dict[str, float] | None = None,
         reading: float = 0.4,
         questions: int = 6,
+        describing: float = 0.25,
         sampling: Sampling | None = None,
         optimizer: OptimizerSettings = OPTIMIZER,
         guard: GuardSettings = GUARD,
@@ -112,8 +115,9 @@ class LanguageModelTraining(TrainingModule):
         save_dtype: SaveDtype = "float32",
     ) -> None:
         super().__init__(optimizer, guard, seed)
-        if not 0 <= reading <= 1:
-            raise ValueError(f"reading must lie in [0, 1], got {reading}; 0.4 is usual")
+        for name, share, usual in (("reading", reading, 0.4), ("describing", describing, 0.25)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}; {usual} is usual")
         self._tokenizer = [saved_tokenizer(tokenizer)]  # in a list: not part of the checkpoint
         spec = self._tokenizer[0].spec
         with torch.random.fork_rng(devices=[]):
@@ -122,7 +126,7 @@ class LanguageModelTraining(TrainingModule):
             self.model.config.sampling = asdict(sampling or Sampling())
             self.model.start_from_codebooks(self._tokenizer[0].code_vectors())
         self.weights = _checked(weights or {}, ["text", *(book.name for book in spec.codebooks)])
-        self.reading, self.questions = reading, questions
+        self.reading, self.questions, self.describing = reading, questions, describing
         self.save_to = save_to
         self.save_dtype: SaveDtype = save_dtype
 
@@ -180,6 +184,8 @@ class LanguageModelTraining(TrainingModule):
 
     def _asked(self, item: Item) -> list[tuple[str, str]]:
         asked = item["questions"]
+        if item["caption"] is not None and float(torch.rand(())) < self.describing:
+            return []
         return [asked[index] for index in torch.randperm(len(asked))[: self.questions].tolist()]
 
     def _answers(self, asked: list[tuple[Tensor, str, str]]) -> Tensor:

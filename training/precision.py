@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -13,7 +13,7 @@ SaveDtype = Literal["float32", "bfloat16", "float16"]
 
 
 @contextmanager
-def rounded(module: nn.Module, dtype: SaveDtype) -> Iterator[None]:
+def rounded(module: nn.Module, dtype: SaveDtype) -> Generator[None]:
     """Round the weights of a module to ``dtype`` for as long as it is being saved, then put the exact ones back.
 
     Half the bytes, and read back as float32. Quantizers stay in float32.

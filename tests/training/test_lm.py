@@ -161,13 +161,22 @@ def test_a_picture_follows_its_caption(folder, monkeypatch):
 
 
 def test_a_picture_that_is_read_is_followed_by_questions_and_its_caption(folder, monkeypatch):
-    found = module(folder, reading=1.0, questions=1)
+    found = module(folder, reading=1.0, questions=1, describing=0.0)
     (given,) = seen(monkeypatch, found, batch(folder))
     layout, store = found.model.layout, TokenStore.open(folder / "two")
     for row, record in enumerate(RECORDS):
         ids = store[row]["ids"]
         options = [layout.image_to_text(ids, record.caption, [pair], learn_codes=True) for pair in record.questions]
         assert any(matches(given, row, option) for option in options)
+
+
+def test_a_share_of_the_pictures_read_is_described_without_questions(folder, monkeypatch):
+    found = module(folder, reading=1.0, describing=1.0)
+    (given,) = seen(monkeypatch, found, batch(folder))
+    ids = TokenStore.open(folder / "two")[0]["ids"]
+    assert matches(given, 0, found.model.layout.image_to_text(ids, RECORDS[0].caption, learn_codes=True))
+    items = [item | {"caption": None} for item in batch(folder)]
+    assert all(found._asked(item) for item in items)
 
 
 def test_pictures_without_a_caption_are_learned_as_such(folder, monkeypatch):
@@ -242,9 +251,10 @@ def test_weights_of_unknown_losses_are_an_error(folder):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_out_of_range_is_an_error(folder, share):
-    with pytest.raises(ValueError, match=rf"reading must lie in \[0, 1\], got {share}; 0.4 is usual"):
-        module(folder, reading=share)
+@pytest.mark.parametrize(("name", "usual"), [("reading", 0.4), ("describing", 0.25)])
+def test_a_share_out_of_range_is_an_error(folder, name, usual, share):
+    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\], got {share}; {usual} is usual"):
+        module(folder, **{name: share})
 
 
 def test_a_folder_without_a_store_is_an_error(folder, tmp_path):
