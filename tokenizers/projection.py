@@ -19,15 +19,23 @@ class AttentionProjection(nn.Module):
         heads: attention heads; defaults to ``dim // out_dim`` when narrowing and ``out_dim // dim`` when widening.
         causal: attend only to earlier positions (raster order).
         expansion: hidden width of the GeGLU as a multiple of ``out_dim``.
+        local: attend to nothing but the position itself.
 
     Raises:
         ValueError: heads that do not divide the widths.
     """
 
     def __init__(
-        self, dim: int, out_dim: int, heads: int | None = None, causal: bool = False, expansion: int = 2
+        self,
+        dim: int,
+        out_dim: int,
+        heads: int | None = None,
+        causal: bool = False,
+        expansion: int = 2,
+        local: bool = False,
     ) -> None:
         super().__init__()
+        self.local = local
         self.inner, narrowing = max(dim, out_dim), dim > out_dim
         self.heads = heads or max(1, self.inner // min(dim, out_dim))
         self.average, self.causal = narrowing, causal
@@ -55,7 +63,7 @@ class AttentionProjection(nn.Module):
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         qkv = F.linear(tokens, self.qkv.weight, bias).view(batch, length, 3, self.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, inner / heads]
-        heads = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        heads = value if self.local else F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         joined = heads.mean(1) if self.average else heads.transpose(1, 2).reshape(batch, length, self.inner)
         return self.out(joined)
 

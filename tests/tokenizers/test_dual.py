@@ -132,3 +132,14 @@ def test_decoder_must_unfold_to_the_image(decoder):
         ValueError, match=r"must unfold to the encoder's 16 pixels, got one of stride (32|4) and grid (any|3)"
     ):
         build(decoder=decoder)
+
+
+def test_local_pixel_codes_depend_on_their_patch_alone(images):
+    tokenizer = build(pixel_layer=0, local_pixels=True).eval()
+    changed = images.clone()
+    changed[:, :, :4, :4] = -changed[:, :, :4, :4]  # the first patch
+    features = [tokenizer.to_pixel(tokenizer.encoder.stem(pixels)) for pixels in (images, changed)]
+    assert torch.equal(features[0][:, 1:], features[1][:, 1:])
+    assert not torch.equal(features[0][:, 0], features[1][:, 0])
+    first, second = tokenizer.encode(images).of("pixel"), tokenizer.encode(changed).of("pixel")
+    assert torch.equal(first[:, 1:], second[:, 1:])

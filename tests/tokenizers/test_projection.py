@@ -74,3 +74,13 @@ def test_heads_must_divide_the_widths(dim, out_dim, heads):
         ValueError, match=f"an attention projection from {dim} to {out_dim} cannot have . heads; use widths"
     ):
         AttentionProjection(dim, out_dim, heads)
+
+
+@pytest.mark.parametrize(("dim", "out"), [(16, 4), (4, 16)])
+def test_a_local_projection_sees_one_position(dim, out):
+    block = AttentionProjection(dim, out, local=True)
+    tokens = torch.randn(1, 5, dim)
+    changed = tokens.clone()
+    changed[:, 2] += 1
+    moved = (block(tokens) - block(changed)).abs().sum(-1)[0] > 1e-6
+    assert moved.tolist() == [False, False, True, False, False]
