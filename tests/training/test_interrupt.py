@@ -69,11 +69,11 @@ def test_saves_every_few_steps_and_at_the_end(tmp_path):
 
 
 def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path):
-    path = tmp_path / "elsewhere" / "now.ckpt"
+    path, before = tmp_path / "elsewhere" / "now.ckpt", signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit):
         fit(tmp_path, GracefulInterrupt(every=100, path=str(path)), CtrlC(2), accumulate_grad_batches=2)
     assert saved_step(path) == 2  # batches 2 and 3 make the second step
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
