@@ -103,10 +103,10 @@ def test_an_interrupted_stage_continues_with_its_folder_intact(tmp_path):
         part = folder / "part.txt"
         if folder.name == "tokenizer" and not part.exists():
             part.write_text("half")
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("half way")
         found.append((folder.name, part.exists() and part.read_text()))
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="half way"):
         run_recipe(recipe(tmp_path), {"work": work})
     told = []
     done = run_recipe(recipe(tmp_path), {"work": work}, told.append)
