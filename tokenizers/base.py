@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..data.files import atomic_folder
 from .codes import Codes, CodeSpec
-from .component import build, freeze
+from .component import build, freeze, unusual
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,11 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
     def fingerprint(self) -> str:
         """Sixteen hex digits of configuration and weights: equal exactly when the codes mean the same.
 
-        Half-precision weights count as the float32 they are read back as.
+        Half-precision weights count as the float32 they are read back as, and arguments at their defaults not at all:
+        a tokenizer stays the same when its class learns an option.
         """
-        digest = sha256(json.dumps([self.spec.to_dict(), freeze(_public(self.config))], sort_keys=True).encode())
+        told_apart_by = unusual(type(self), freeze(_public(self.config)))
+        digest = sha256(json.dumps([self.spec.to_dict(), told_apart_by], sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             values = tensor.detach().float() if tensor.is_floating_point() else tensor

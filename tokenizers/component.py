@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin
@@ -50,6 +51,25 @@ def build(value: Any) -> Any:
         return {key: build(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [build(item) for item in value]
+    return value
+
+
+def unusual(cls: type[Any], args: Mapping[str, Any]) -> dict[str, Any]:
+    """The frozen constructor arguments of ``cls`` that are not at their defaults, nor are those of parts among them.
+
+    What a tokenizer is told apart by: an argument added later, at a default that changes nothing, leaves it the same.
+    """
+    defaults = {name: freeze(parameter.default) for name, parameter in signature(cls).parameters.items()}
+    return {name: _unusual(value) for name, value in args.items() if name not in defaults or value != defaults[name]}
+
+
+def _unusual(value: Any) -> Any:
+    if isinstance(value, Mapping) and set(value) == {"class", "args"}:
+        return {"class": value["class"], "args": unusual(_find(value["class"]), value["args"])}
+    if isinstance(value, Mapping):
+        return {key: _unusual(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unusual(item) for item in value]
     return value
 
 

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from diffusers.configuration_utils import register_to_config
 
 from smalti.tokenizers.base import VisualTokenizer
+from smalti.tokenizers.component import unusual
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.quantizers import FiniteScalarQuantizer
 from smalti.tokenizers.vq import VQTokenizer
@@ -50,6 +52,40 @@ def test_fingerprint_sees_the_configuration(parts):
     assert len({tokenizer.fingerprint(), larger.fingerprint()}) == 2
     assert len(tokenizer.fingerprint()) == 16
     assert int(tokenizer.fingerprint(), 16) >= 0
+
+
+class WithOption(VQTokenizer):
+    """The same family after it has learnt an option."""
+
+    @register_to_config
+    def __init__(self, encoder, quantizer, decoder, image_size=256, option=False) -> None:
+        super().__init__(encoder, quantizer, decoder, image_size)
+
+
+class PartWithOption(FiniteScalarQuantizer):
+    """A part after it has learnt an option."""
+
+    @register_to_config
+    def __init__(self, dim, levels, option=False) -> None:
+        super().__init__(dim, levels)
+
+
+def test_fingerprint_outlives_options_that_are_not_used(parts):
+    plain = VQTokenizer(*parts)
+    for option in (False, True):
+        grown = WithOption(*parts, option=option)
+        grown.load_state_dict(plain.state_dict())
+        assert (grown.fingerprint() == plain.fingerprint()) is not option
+
+
+def test_arguments_at_their_defaults_do_not_count(parts):
+    encoder, _, decoder, _ = parts
+    chosen = [
+        unusual(VQTokenizer, VQTokenizer(encoder, PartWithOption(4, [3, 3], option), decoder, 8).config)["quantizer"]
+        for option in (False, True)
+    ]
+    assert chosen[0] == {"class": "PartWithOption", "args": {"dim": 4, "levels": [3, 3]}}
+    assert chosen[1]["args"] == {"dim": 4, "levels": [3, 3], "option": True}
 
 
 def test_fingerprint_of_half_precision(parts):
