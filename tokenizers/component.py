@@ -11,7 +11,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
 #: Where the parts that smalti ships are defined; parts of the user's own are found once their module is imported.
-PART_MODULES = ("convolutional", "quantizers", "vision")
+PART_MODULES = ("averaged", "convolutional", "learned", "qformer", "quantizers", "scales", "vision")
 
 
 class Component(nn.Module, ConfigMixin):
@@ -21,6 +21,11 @@ class Component(nn.Module, ConfigMixin):
     """
 
     config_name = "config.json"
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Record the arguments of the class that is built; those it hands to its bases are not its own."""
+        if "_internal_dict" not in self.__dict__:
+            super().register_to_config(**kwargs)
 
     def to_spec(self) -> dict[str, Any]:
         """``{"class": name, "args": arguments}`` in plain JSON types."""

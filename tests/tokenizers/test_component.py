@@ -1,9 +1,18 @@
 import pytest
 from diffusers.configuration_utils import register_to_config
 
+from smalti.tokenizers.averaged import AveragedQuantizer
 from smalti.tokenizers.component import Component, build, freeze
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
+from smalti.tokenizers.learned import (
+    GradientQuantizer,
+    IndexBackpropagationQuantizer,
+    MultiCodebookQuantizer,
+    SharedMappingQuantizer,
+)
+from smalti.tokenizers.qformer import QFormer
 from smalti.tokenizers.quantizers import FiniteScalarQuantizer, VectorQuantizer
+from smalti.tokenizers.scales import MultiScaleQuantizer
 from smalti.tokenizers.vision import TransformerDecoder, TransformerEncoder, VisionTower
 
 TOWER = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "heads": 2}
@@ -12,6 +21,12 @@ PARTS = [
     ConvDecoder(8, 8, (1, 2), 1),
     VectorQuantizer(4, 8, depth=2, shared=True),
     FiniteScalarQuantizer(3, [3, 3]),
+    AveragedQuantizer(4, 8, depth=2),
+    GradientQuantizer(4, 8),
+    IndexBackpropagationQuantizer(4, 8),
+    MultiCodebookQuantizer(4, 8, 2),
+    MultiScaleQuantizer(SharedMappingQuantizer(4, 2, 8), [1, 2]),
+    QFormer(4, 8, 2, 2, 16, 8),
     VisionTower(**TOWER),
     TransformerEncoder(VisionTower(**TOWER)),
     TransformerDecoder(8, 4, 4, 16, 1, 2, 4),

@@ -8,10 +8,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from smalti.tokenizers.averaged import AveragedQuantizer
 from smalti.tokenizers.base import VisualTokenizer
 from smalti.tokenizers.codes import Codes
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.dual import DualTokenizer
+from smalti.tokenizers.learned import (
+    GradientQuantizer,
+    IndexBackpropagationQuantizer,
+    MultiCodebookQuantizer,
+    SharedMappingQuantizer,
+)
 from smalti.tokenizers.losses import PixelLoss
 from smalti.tokenizers.quantizers import FiniteScalarQuantizer, Quantizer, VectorQuantizer
 from smalti.tokenizers.vision import TransformerDecoder, TransformerEncoder, VisionTower
@@ -45,6 +52,11 @@ TOKENIZERS = {
     "vq-conv": lambda: conv(VectorQuantizer(4, 16)),
     "vq-vit": vit,
     "vq-fsq": lambda: conv(FiniteScalarQuantizer(6, [5, 4, 3])),
+    "vq-averaged": lambda: conv(AveragedQuantizer(4, 16, depth=2)),
+    "vq-gradient": lambda: conv(GradientQuantizer(4, 16, cosine=True, entropy=0.1)),
+    "vq-ibq": lambda: conv(IndexBackpropagationQuantizer(4, 16)),
+    "vq-multi": lambda: conv(MultiCodebookQuantizer(6, 16, chunks=3)),
+    "vq-shared": lambda: conv(SharedMappingQuantizer(4, 2, 16)),
     "dual": dual,
     "dual-shortcut": lambda: dual(shortcut=1),
 }

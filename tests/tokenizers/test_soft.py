@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from smalti.tokenizers.soft import map_decoder, map_encoder, soft_rows
+
+
+@pytest.mark.parametrize("stride", [2, 8, 16])
+def test_shapes(stride):
+    encoder, decoder = map_encoder(5, 16, stride, 1), map_decoder(5, 16, stride, 1)
+    features = encoder(torch.randn(2, 1, 32, 32))
+    assert features.shape == (2, 5, 32 // stride, 32 // stride)
+    assert decoder(features).shape == (2, 1, 32, 32)
+
+
+def test_soft_rows_by_hand():
+    table = torch.tensor([[0.0, 2.0], [4.0, 0.0]])
+    found = soft_rows(torch.tensor([[0.0, torch.tensor(3.0).log() / 0.8]]), table)
+    torch.testing.assert_close(found, torch.tensor([[3.0, 0.5]]))
+
+
+def test_sure_logits_are_the_hard_choice():
+    logits, table = torch.randn(3, 7), torch.randn(7, 4)
+    torch.testing.assert_close(soft_rows(logits, table, tau=1e4), table[logits.argmax(-1)])
+
+
+@pytest.mark.parametrize(("stride", "width"), [(1, 16), (6, 16), (16, 12)])
+def test_strides(stride, width):
+    with pytest.raises(ValueError, match=f"got stride {stride} and width {width}; change either"):
+        map_encoder(5, width, stride, 1)
