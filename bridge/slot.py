@@ -40,9 +40,9 @@ def replay_gru(golden: Golden) -> dict[str, Tensor]:
         mixer.rounds = rounds
         found[f"slots_iter{rounds}"], found[f"attention_iter{rounds}"] = mixer.attend(slots, memory)
         found[f"block_iter{rounds}"] = block(slots, memory)
-        mixer.half = True
+        mixer.only_half = True
         found[f"slots_half_iter{rounds}"] = mixer(slots, memory)
-        mixer.half = config["use_half_slot"]
+        mixer.only_half = config["use_half_slot"]
     return found
 
 

@@ -64,7 +64,7 @@ class GRUSlotAttention(nn.Module):
         self, dim: int, heads: int, memory_dim: int, rounds: int = 3, epsilon: float = 1e-6, half: bool = False
     ) -> None:
         super().__init__()
-        self.heads, self.rounds, self.epsilon, self.half = heads, rounds, epsilon, half
+        self.heads, self.rounds, self.epsilon, self.only_half = heads, rounds, epsilon, half
         self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(memory_dim, dim), nn.Linear(memory_dim, dim)
         self.norm_slots, self.norm_mlp, self.gru = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.GRUCell(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
@@ -76,7 +76,7 @@ class GRUSlotAttention(nn.Module):
     def attend(self, slots: Tensor, memory: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Slots ``[B, Q, C]`` and the last round's shares ``[B, h, M, Q]``, which sum to 1 over heads and slots."""
         count = slots.shape[1]
-        active, kept = slots.split([count // 2, count - count // 2], dim=1) if self.half else (slots, slots[:, :0])
+        active, kept = slots.split([count // 2, count - count // 2], dim=1) if self.only_half else (slots, slots[:, :0])
         key = _heads(self.key(memory), self.heads) * count**-0.5
         value, shares = _heads(self.value(memory), self.heads), slots.new_empty(0)
         for _ in range(self.rounds):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -89,12 +89,13 @@ class _SoftIndex(torch.autograd.Function):
     """The best rows forward; backward as if each had been ``softmax(x . e) @ table``, plus the rows' own gradient."""
 
     @staticmethod
-    def forward(ctx, vectors: Tensor, table: Tensor, ids: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, vectors: Tensor, table: Tensor, ids: Tensor) -> Tensor:
         ctx.save_for_backward(vectors, table, ids)
         return table[ids]
 
     @staticmethod
-    def backward(ctx, slope: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN001
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        (slope,) = grad_outputs
         vectors, table, ids = ctx.saved_tensors
         to_vectors = torch.empty_like(vectors)
         to_table = torch.zeros_like(table).index_add_(0, ids, slope)
