@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from .tokenizers.base import VisualTokenizer
     from .tokenizers.codes import Codebook, CodeLayout, Codes, CodeSpec
     from .tokenizers.dual import DualTokenizer
+    from .tokenizers.lavit import LavitTokenizer
+    from .tokenizers.seed import SeedTokenizer
+    from .tokenizers.slot import SlotTokenizer
+    from .tokenizers.soft import SoftTokenizer
+    from .tokenizers.tokenflow import TokenFlowTokenizer
+    from .tokenizers.unitok import UniTokTokenizer
     from .tokenizers.vq import VQTokenizer
 
 _HOMES = {
@@ -22,9 +28,15 @@ _HOMES = {
     "Codebook": "tokenizers.codes",
     "Codes": "tokenizers.codes",
     "DualTokenizer": "tokenizers.dual",
+    "LavitTokenizer": "tokenizers.lavit",
     "Sampling": "generation.sampler",
+    "SeedTokenizer": "tokenizers.seed",
     "SharedLM": "lm.model",
+    "SlotTokenizer": "tokenizers.slot",
+    "SoftTokenizer": "tokenizers.soft",
     "TextToImagePipeline": "generation.pipeline",
+    "TokenFlowTokenizer": "tokenizers.tokenflow",
+    "UniTokTokenizer": "tokenizers.unitok",
     "VQTokenizer": "tokenizers.vq",
     "VisualTokenizer": "tokenizers.base",
     "Vocabulary": "lm.vocabulary",
@@ -36,9 +48,15 @@ __all__ = [
     "Codebook",
     "Codes",
     "DualTokenizer",
+    "LavitTokenizer",
     "Sampling",
+    "SeedTokenizer",
     "SharedLM",
+    "SlotTokenizer",
+    "SoftTokenizer",
     "TextToImagePipeline",
+    "TokenFlowTokenizer",
+    "UniTokTokenizer",
     "VQTokenizer",
     "VisualTokenizer",
     "Vocabulary",

@@ -9,24 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from ..tokenizers.averaged import AveragedQuantizer
-from ..tokenizers.soft import map_decoder, map_encoder, soft_rows
+from ..tokenizers.soft import MapDecoder, MapEncoder, soft_rows
 from .golden import Golden
 from .keymap import Copy, Rule, fill
 from .tensors import gradients, of_map, to_map
 
-#: Encoder, decoder, table and its averages.
-AUTO_ENCODER: tuple[Rule, ...] = (
-    Copy(r"(encoder|decoder)\.(\d+)\.(weight|bias)", r"\1.\2.\3"),
-    Copy(r"(encoder|decoder)\.(\d+)\.net\.(\d)\.(weight|bias)", r"\1.\2.layers.\3.\4"),
-    Copy(r"_vq_vae\._embedding", "quantizer.table"),
-    Copy(r"_vq_vae\._ema_cluster_size", "quantizer.counts"),
-    Copy(r"_vq_vae\._ema_w", "quantizer.sums"),
-)
+
+def rules(built: nn.ModuleDict) -> list[Rule]:
+    """Reference names of encoder, decoder, table and its averages."""
+    decoder = built["decoder"]
+    assert isinstance(decoder, MapDecoder)
+    return [
+        Copy(rf"decoder\.{len(decoder.layers)}\.(weight|bias)", r"decoder.last.\1"),
+        Copy(r"(encoder|decoder)\.(\d+)\.(weight|bias)", r"\1.layers.\2.\3"),
+        Copy(r"(encoder|decoder)\.(\d+)\.net\.(\d)\.(weight|bias)", r"\1.layers.\2.layers.\3.\4"),
+        Copy(r"_vq_vae\._embedding", "quantizer.table"),
+        Copy(r"_vq_vae\._ema_cluster_size", "quantizer.counts"),
+        Copy(r"_vq_vae\._ema_w", "quantizer.sums"),
+    ]
 
 
 def parts(config: Mapping[str, Any]) -> nn.ModuleDict:
     """Untrained parts of a reference configuration."""
-    shape = (config["embedding_dim"], config["hidden_dim"], config["downsample_ratio"], config["num_resnet_blocks"])
+    shape = tuple(config[name] for name in ("embedding_dim", "hidden_dim", "downsample_ratio", "num_resnet_blocks"))
     quantizer = AveragedQuantizer(
         config["embedding_dim"],
         config["num_embeddings"],
@@ -37,7 +42,7 @@ def parts(config: Mapping[str, Any]) -> nn.ModuleDict:
         revive_below=0.0,
     )
     return nn.ModuleDict(
-        {"encoder": map_encoder(*shape), "quantizer": quantizer, "decoder": map_decoder(*shape)}
+        {"encoder": MapEncoder(*shape, channels=1), "quantizer": quantizer, "decoder": MapDecoder(*shape, channels=1)}
     ).eval()
 
 
@@ -45,7 +50,7 @@ def replay(golden: Golden) -> dict[str, Tensor]:
     """Outputs of ``ait_soft`` files."""
     config, weights, inputs = golden.config, golden.weights, golden.inputs
     built = parts(config)
-    fill(built, weights, AUTO_ENCODER, "ait_soft")
+    fill(built, weights, rules(built), "ait_soft")
     quantizer = built["quantizer"]
     assert isinstance(quantizer, AveragedQuantizer)
     scaled = inputs["map"][:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..tokenizers.learned import IndexBackpropagationQuantizer
+from ..tokenizers.ibq import IndexBackpropagationQuantizer
 from ..tokenizers.search import entropies, nearest, soft_index
 from .golden import Golden
 from .keymap import Copy, Rule, fill

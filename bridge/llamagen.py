@@ -11,9 +11,24 @@ from ..tokenizers.convolutional import ConvDecoder, ConvEncoder
 from ..tokenizers.learned import GradientQuantizer
 from ..tokenizers.vq import VQTokenizer
 from .golden import Golden
-from .keymap import Copy, Rule, Under, fill
+from .keymap import Copy, Drop, Rule, Under, fill
 from .maps import vqgan_rules
 from .tensors import gradients, of_map, term, to_map
+
+#: Configuration of the released VQ-16; VQ-8 differs in ``ch_mult``.
+VQ_16: Mapping[str, Any] = {
+    "ch": 128,
+    "ch_mult": [1, 1, 2, 2, 4],
+    "num_res_blocks": 2,
+    "z_channels": 256,
+    "codebook_size": 16384,
+    "codebook_embed_dim": 8,
+    "codebook_l2_norm": True,
+    "commit_loss_beta": 0.25,
+    "entropy_loss_ratio": 0.0,
+    "resolution": 256,
+}
+VQ_8: Mapping[str, Any] = {**VQ_16, "ch_mult": [1, 2, 2, 4]}
 
 
 def vq_tokenizer(config: Mapping[str, Any]) -> VQTokenizer:
@@ -39,6 +54,7 @@ def vq_rules(tokenizer: VQTokenizer) -> list[Rule]:
         Under(r"encoder\.", "encoder.", vqgan_rules(tokenizer.encoder)),
         Under(r"decoder\.", "decoder.", vqgan_rules(tokenizer.decoder)),
         Copy(r"quantize\.embedding\.weight", "quantizer.table"),
+        Drop(r"quantize\.codebook_used", "it counts recent codes in training"),
         Copy(r"quant_conv\.weight", "narrow.weight", squeeze=True),
         Copy(r"quant_conv\.bias", "narrow.bias"),
         Copy(r"post_quant_conv\.weight", "widen.weight", squeeze=True),

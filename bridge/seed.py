@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..tokenizers.attention import bottleneck
 from ..tokenizers.learned import GradientQuantizer
 from ..tokenizers.qformer import QFormer
-from ..tokenizers.seed import ImageEmbedding
+from ..tokenizers.queries import ImageEmbedding
 from .golden import Golden
 from .keymap import Copy, Rule, Under, fill
 from .maps import PRE_NORM_BLOCK, qformer_rules

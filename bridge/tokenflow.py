@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tokenizers.learned import SharedMappingQuantizer, unit_parts
 from ..tokenizers.scales import MultiScaleQuantizer
+from ..tokenizers.tokenflow import SharedMappingQuantizer, unit_parts
 from .golden import Golden
 from .keymap import Join, Rule, Under, fill
 from .tensors import gradients, of_map, term, to_map

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..tokenizers.learned import GradientQuantizer, MultiCodebookQuantizer
+from ..tokenizers.learned import GradientQuantizer
 from ..tokenizers.projection import AttentionProjection
+from ..tokenizers.unitok import MultiCodebookQuantizer
 from .golden import Golden
 from .keymap import Copy, Rule, Under, fill
 from .maps import ATTENTION_PROJECTION

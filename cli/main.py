@@ -19,6 +19,7 @@ COMMANDS = {
     "ask": ("ask", "answer questions about a picture"),
     "encode": ("encode", "turn pictures into a file of codes"),
     "decode": ("decode", "turn a file of codes back into pictures"),
+    "import": ("weights", "turn a checkpoint of another project into a tokenizer folder"),
     "run": ("run", "carry out a recipe: every stage from data to report, resumable"),
     "fit": ("fit", "train a tokenizer, a teacher, a language model or a decoder from a configuration"),
     "validate": ("fit", "measure a checkpoint on the validation data of a configuration"),

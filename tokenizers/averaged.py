@@ -67,6 +67,7 @@ class AveragedQuantizer(Quantizer):
             raise ValueError(f"depth must be >= 1 and decay in [0, 1), got {depth} and {decay}; 0.99 is usual")
         self.dim, self.size, self.depth = dim, codebook_size, depth
         self.decay, self.commitment, self.schedule = decay, commitment, schedule
+        self.revives = revive_below > 0
         self.epsilon, self.keep_smoothed, self.revive_below = epsilon, keep_smoothed, revive_below
         self.table: Tensor
         self.counts: Tensor

@@ -172,8 +172,9 @@ class Codes:
 
     @classmethod
     def full(cls, ids: Tensor, spec: CodeSpec) -> Self:
-        """Codes without padding from ``[B, N, D]`` ids."""
-        mask = torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device)
+        """Codes from ``[B, N, D]`` ids alone; only a dynamic spec may have padding among them."""
+        every = torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device)
+        mask = ids[..., 0] != PADDING if spec.dynamic else every
         return cls(ids, mask, spec)
 
     def __len__(self) -> int:

@@ -11,7 +11,10 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
 #: Where the parts that smalti ships are defined; parts of the user's own are found once their module is imported.
-PART_MODULES = ("averaged", "convolutional", "learned", "qformer", "quantizers", "scales", "vision")
+PART_MODULES = (
+    *("averaged", "convolutional", "ibq", "learned", "qformer", "quantizers"),
+    *("queries", "scales", "soft", "tokenflow", "unitok", "vision"),
+)
 
 
 class Component(nn.Module, ConfigMixin):

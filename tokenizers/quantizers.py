@@ -44,6 +44,8 @@ class Quantizer(Component):
     dim: int
     size: int
     depth: int
+    idempotent: bool = True  #: whether a code's own value is always coded by that code
+    revives: bool = False  #: whether codes that are hardly drawn restart from current latents
 
     @abstractmethod
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,6 +131,8 @@ class VectorQuantizer(Quantizer):
         if cosine and update == "gradient":
             raise ValueError("cosine comparison needs update='ema' in vector-quantize-pytorch, got update='gradient'")
         self.dim, self.size, self.depth, self.commitment = dim, codebook_size, depth, commitment
+        self.idempotent = codebook_dim in (None, dim)
+        self.revives = update == "ema" and revive_below > 0
         self.by_gradient, self.one_table = update == "gradient", shared or depth == 1
         self.table = library.ResidualVQ(
             dim=dim,
@@ -215,6 +219,8 @@ class FiniteScalarQuantizer(Quantizer):
         dim: C, width of the latents, projected to ``len(levels)`` channels and back.
         levels: steps of each channel; their product is the vocabulary size K.
     """
+
+    idempotent = False  # latents are bounded before they are rounded, and codes projected back
 
     @register_to_config
     def __init__(self, dim: int, levels: list[int]) -> None:

@@ -33,6 +33,8 @@ class MultiScaleQuantizer(Quantizer):
         ValueError: sides that do not rise, or a probability outside [0, 1].
     """
 
+    idempotent = False  # its values are sums over scales
+
     @register_to_config
     def __init__(self, quantizer: Quantizer, sides: list[int], drop: float = 0.0) -> None:
         super().__init__()

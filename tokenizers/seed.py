@@ -1,48 +1,19 @@
-"""SEED: 32 codes in causal order from a Q-Former, decoded through an image embedding."""
+"""SEED: 32 codes in causal order from a Q-Former, so that a language model reads an image as it reads a sentence."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import ClassVar
 
-from .attention import PreNormBlock
+from .codes import Kind
+from .queries import QueryTokenizer
 
 
-class ImageEmbedding(nn.Module):
-    """Codes to one image embedding, SEED's released way: blocks over the codes, each narrowed, all joined.
+class SeedTokenizer(QueryTokenizer):
+    """A causal sequence of codes (SEED, https://arxiv.org/abs/2307.08041; SEED-2, https://arxiv.org/abs/2310.01218).
 
-    Its training code has a second Q-Former with one query instead; the released weights hold this.
-
-    Args:
-        queries: Q, number of codes.
-        dim: C, width of the codes as the Q-Former saw them.
-        layers: number of blocks.
-        heads: their attention heads.
-        out_dim: width of the image embedding (1024 for CLIP ViT-H).
-        hidden: width of the blocks' feed-forward layers.
-        eps: of the norms.
+    As published: a frozen EVA-CLIP-g tower, a causal Q-Former of 32 queries, one codebook of 8192 codes of width 32
+    that learns by gradient, and an image embedding of width 1024 for a Stable unCLIP decoder. Arguments are those of
+    :class:`~smalti.tokenizers.queries.QueryTokenizer`.
     """
 
-    def __init__(
-        self,
-        queries: int,
-        dim: int,
-        layers: int,
-        heads: int,
-        out_dim: int,
-        hidden: int | None = None,
-        eps: float = 1e-6,
-    ) -> None:
-        super().__init__()
-        self.positions = nn.Parameter(torch.zeros(1, queries, dim))
-        self.blocks = nn.ModuleList(PreNormBlock(dim, heads, hidden, eps) for _ in range(layers))
-        first, second, third = (nn.Linear(*widths, bias=False) for widths in ((dim, 256), (256, 128), (128, 32)))
-        self.narrow = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
-        self.out = nn.Linear(queries * third.out_features, out_dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[B, Q, C]`` to ``[B, out_dim]``."""
-        hidden = tokens + self.positions
-        for block in self.blocks:
-            hidden = block(hidden)
-        return self.out(self.narrow(hidden).flatten(1))
+    kind: ClassVar[Kind] = "sequence"

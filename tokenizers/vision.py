@@ -92,6 +92,10 @@ class VisionTower(Component):
         """Patches with positions, before the first layer: ``[B, 3, H, W]`` to ``[B, N, C]``."""
         return self._inner.embeddings(images)
 
+    def layer(self, index: int) -> nn.Module:
+        """The transformer layer of an index in [0, depth)."""
+        return self._inner.encoder.layers[index]
+
     def run(self, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Layers ``start`` to ``stop - 1`` over ``[B, N, C]``."""
         for layer in self._inner.encoder.layers[start:stop]:

@@ -4,15 +4,13 @@ from diffusers.configuration_utils import register_to_config
 from smalti.tokenizers.averaged import AveragedQuantizer
 from smalti.tokenizers.component import Component, build, freeze
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
-from smalti.tokenizers.learned import (
-    GradientQuantizer,
-    IndexBackpropagationQuantizer,
-    MultiCodebookQuantizer,
-    SharedMappingQuantizer,
-)
+from smalti.tokenizers.ibq import IndexBackpropagationQuantizer
+from smalti.tokenizers.learned import GradientQuantizer
 from smalti.tokenizers.qformer import QFormer
 from smalti.tokenizers.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from smalti.tokenizers.scales import MultiScaleQuantizer
+from smalti.tokenizers.tokenflow import SharedMappingQuantizer
+from smalti.tokenizers.unitok import MultiCodebookQuantizer
 from smalti.tokenizers.vision import TransformerDecoder, TransformerEncoder, VisionTower
 
 TOWER = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "heads": 2}

@@ -4,14 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from smalti.tokenizers.learned import (
-    GradientQuantizer,
-    IndexBackpropagationQuantizer,
-    MultiCodebookQuantizer,
-    SharedMappingQuantizer,
-    straight_through,
-)
+from smalti.tokenizers.ibq import IndexBackpropagationQuantizer
+from smalti.tokenizers.learned import GradientQuantizer, straight_through
 from smalti.tokenizers.search import entropies
+from smalti.tokenizers.tokenflow import SharedMappingQuantizer
+from smalti.tokenizers.unitok import MultiCodebookQuantizer
 
 SQUARE = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 LATENTS = torch.tensor([[[0.1, 0.2], [0.9, 0.1], [0.2, 0.6]]])

@@ -3,8 +3,9 @@ import torch
 from torch.nn import functional as F
 
 from smalti.tokenizers.codes import CodeLayout
-from smalti.tokenizers.learned import GradientQuantizer, SharedMappingQuantizer
+from smalti.tokenizers.learned import GradientQuantizer
 from smalti.tokenizers.scales import MultiScaleQuantizer
+from smalti.tokenizers.tokenflow import SharedMappingQuantizer
 
 TOKENFLOW = {
     561: (1, 2, 4, 6, 8, 10, 12, 14),

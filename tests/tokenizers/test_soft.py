@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from smalti.tokenizers.soft import map_decoder, map_encoder, soft_rows
+from smalti.tokenizers.soft import MapDecoder, MapEncoder, soft_rows
 
 
 @pytest.mark.parametrize("stride", [2, 8, 16])
 def test_shapes(stride):
-    encoder, decoder = map_encoder(5, 16, stride, 1), map_decoder(5, 16, stride, 1)
-    features = encoder(torch.randn(2, 1, 32, 32))
+    encoder, decoder = MapEncoder(5, 16, stride, 1), MapDecoder(5, 16, stride, 1, channels=1)
+    features = encoder(torch.randn(2, 3, 32, 32))
     assert features.shape == (2, 5, 32 // stride, 32 // stride)
     assert decoder(features).shape == (2, 1, 32, 32)
 
@@ -26,4 +26,4 @@ def test_sure_logits_are_the_hard_choice():
 @pytest.mark.parametrize(("stride", "width"), [(1, 16), (6, 16), (16, 12)])
 def test_strides(stride, width):
     with pytest.raises(ValueError, match=f"got stride {stride} and width {width}; change either"):
-        map_encoder(5, width, stride, 1)
+        MapEncoder(5, width, stride, 1)

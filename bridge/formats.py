@@ -1,0 +1,115 @@
+"""Checkpoints of other projects to tokenizers of ours: opened safely, mapped key by key, saved with their licence."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..tokenizers.base import VisualTokenizer
+from . import llamagen
+from .keymap import Rule, fill
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of checkpoint."""
+
+    project: str  #: who released it, and the paper
+    licence: str  #: of the code and the weights, as far as stated
+    default: Mapping[str, Any]  #: configuration of the released checkpoint
+    build: Callable[[Mapping[str, Any]], VisualTokenizer]  #: an untrained tokenizer of a configuration
+    rules: Callable[[Any], Sequence[Rule]]  #: the key map into that tokenizer
+    inside: tuple[str, ...] = ()  #: keys of the checkpoint's dictionary that may hold the weights
+
+
+FORMATS: Mapping[str, Format] = {
+    "llamagen-vq": Format(
+        "FoundationVision/LlamaGen (https://arxiv.org/abs/2406.06525)",
+        "MIT",
+        llamagen.VQ_16,
+        llamagen.vq_tokenizer,
+        llamagen.vq_rules,
+        ("ema", "model", "state_dict"),
+    ),
+}
+
+
+def import_checkpoint(
+    kind: str, checkpoint: str | Path, out: str | Path, config: Mapping[str, Any] | None = None
+) -> VisualTokenizer:
+    """Save a checkpoint of another project as a tokenizer folder, with ``weights.json`` that says where it is from.
+
+    Args:
+        kind: a key of :data:`FORMATS`.
+        checkpoint: ``.safetensors``, or a file of ``torch.save``, opened without running code in it.
+        out: folder to write.
+        config: fields that differ from the released configuration.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown format or field, a file that cannot be opened safely, or weights that do not match key by
+            key. Nothing is written then.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"the format must be one of {', '.join(FORMATS)}, got {kind!r}; use one of those names")
+    chosen = FORMATS[kind]
+    unknown = sorted(set(config or {}) - set(chosen.default))
+    if unknown:
+        raise ValueError(f"{kind} has the fields {', '.join(chosen.default)}, got {unknown[0]!r}; correct the name")
+    tokenizer = chosen.build({**chosen.default, **(config or {})})
+    fill(tokenizer, read_weights(checkpoint, chosen.inside), chosen.rules(tokenizer), str(checkpoint))
+    tokenizer.eval().save_pretrained(out)
+    about = {"format": kind, "project": chosen.project, "licence": chosen.licence, "file": Path(checkpoint).name}
+    (Path(out) / "weights.json").write_text(json.dumps(about, indent=2) + "\n")
+    return tokenizer
+
+
+def read_weights(checkpoint: str | Path, inside: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, in float32.
+
+    Args:
+        checkpoint: ``.safetensors``, or a file of ``torch.save``.
+        inside: where they lie if the file holds more, the first that is there.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, one that holds more than tensors and plain values, or no tensors.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"a checkpoint was expected at {path}, which does not exist; check the path")
+    try:
+        stored: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} must hold tensors that can be read without running its code ({_first(error)}); "
+            "convert it to safetensors where you trust it"
+        ) from error
+    for name in inside:
+        if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
+            stored = stored[name]
+            break
+    if not isinstance(stored, Mapping) or not any(isinstance(value, Tensor) for value in stored.values()):
+        raise ValueError(f"{path} must hold tensors by name, got {type(stored).__name__}; name the right file")
+    tensors = {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
