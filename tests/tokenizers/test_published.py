@@ -1,4 +1,4 @@
-"""Numbers that papers and releases state; LlamaGen's are in tests/bridge, TokenFlow's and UniTok's beside their parts."""
+"""Numbers that papers and releases state; LlamaGen's are in tests/bridge, TokenFlow's and UniTok's with their parts."""
 
 import pytest
 import torch
