@@ -32,9 +32,9 @@ class DualTokenizer(VisualTokenizer):
         pixel_layer: number of layers before the pixel codes.
         shortcut_layer: a shallower layer added to the pixel feature; none by default.
         shortcut_weight: its weight (0.6 in the release).
-        local_pixels: project pixel features position by position. With ``pixel_layer`` 0 a pixel code then depends on
-            nothing but its patch and its place: equal patches have equal codes, which a language model learns to write
-            in fewer steps. The paper's projection looks at the whole image.
+        local_pixels: project pixel features position by position; at ``pixel_layer`` 0, from patches without their
+            positions. A pixel code then depends on nothing but its patch: equal patches have equal codes wherever they
+            are, which a language model learns to write in fewer steps. The paper's projection looks at the whole image.
 
     Raises:
         ValueError: layers out of order or beyond the tower, or a decoder that does not fit its grid.
@@ -63,7 +63,7 @@ class DualTokenizer(VisualTokenizer):
                 "choose a stride that divides the side"
             )
         self.encoder, self.semantic, self.pixel, self.decoder = encoder, semantic, pixel, decoder
-        self.semantic_layer, self.pixel_layer = semantic_layer, pixel_layer
+        self.semantic_layer, self.pixel_layer, self.local_pixels = semantic_layer, pixel_layer, local_pixels
         self.shortcut_layer, self.shortcut_weight = shortcut_layer, shortcut_weight
         self.to_semantic = AttentionProjection(encoder.width, semantic.dim)
         self.to_pixel = AttentionProjection(encoder.width, pixel.dim, local=local_pixels)
@@ -118,7 +118,8 @@ class DualTokenizer(VisualTokenizer):
         shallow = self.encoder.run(self.encoder.stem(images.to(self.dtype)), 0, start)
         middle = self.encoder.run(shallow, start, self.pixel_layer)
         deep = self.encoder.run(middle, self.pixel_layer, self.semantic_layer)
-        feature = self.to_pixel(middle)
+        placeless = self.local_pixels and self.pixel_layer == 0
+        feature = self.to_pixel(self.encoder.patches(images.to(self.dtype)) if placeless else middle)
         if self.to_shortcut is not None:
             feature = feature + self.shortcut_weight * self.to_shortcut(shallow)
         return self.semantic(self.to_semantic(deep)), self.pixel(feature)

@@ -92,6 +92,10 @@ class VisionTower(Component):
         """Patches with positions, before the first layer: ``[B, 3, H, W]`` to ``[B, N, C]``."""
         return self._inner.embeddings(images)
 
+    def patches(self, images: Tensor) -> Tensor:
+        """Patches without positions: ``[B, 3, H, W]`` to ``[B, N, C]``, equal for equal patches wherever they are."""
+        return self._inner.embeddings.patch_embedding(images).flatten(2).transpose(1, 2)
+
     def layer(self, index: int) -> nn.Module:
         """The transformer layer of an index in [0, depth)."""
         return self._inner.encoder.layers[index]
