@@ -32,12 +32,15 @@ class DualTokenizer(VisualTokenizer):
         pixel_layer: number of layers before the pixel codes.
         shortcut_layer: a shallower layer added to the pixel feature; none by default.
         shortcut_weight: its weight (0.6 in the release).
-        local_pixels: project pixel features position by position; at ``pixel_layer`` 0, from patches without their
-            positions. A pixel code then depends on nothing but its patch: equal patches have equal codes wherever they
-            are, which a language model learns to write in fewer steps. The paper's projection looks at the whole image.
+        local_pixels: project pixel features position by position. With ``pixel_layer`` 0 a pixel code then depends on
+            nothing but its patch and its place, which a language model learns to write in fewer steps. The paper's
+            projection looks at the whole image.
+        placeless_pixels: take patches before their positions are added, so that equal patches have equal pixel codes
+            wherever they are; with ``pixel_layer`` 0, ``local_pixels`` and no shortcut.
 
     Raises:
-        ValueError: layers out of order or beyond the tower, or a decoder that does not fit its grid.
+        ValueError: layers out of order or beyond the tower, a decoder that does not fit its grid, or pixel codes that
+            are to be placeless and read more than their patch.
     """
 
     @register_to_config
@@ -52,9 +55,15 @@ class DualTokenizer(VisualTokenizer):
         shortcut_layer: int | None = None,
         shortcut_weight: float = 0.6,
         local_pixels: bool = False,
+        placeless_pixels: bool = False,
     ) -> None:
         super().__init__()
         _check_layers(encoder.depth, semantic_layer, pixel_layer, shortcut_layer)
+        if placeless_pixels and (pixel_layer or shortcut_layer is not None or not local_pixels):
+            raise ValueError(
+                f"placeless pixel codes need pixel_layer 0, local_pixels and no shortcut, got layer {pixel_layer}, "
+                f"local_pixels {local_pixels} and shortcut {shortcut_layer}; change those or leave codes their place"
+            )
         self.side = encoder.image_size // decoder.stride
         if encoder.image_size % decoder.stride or decoder.grid not in (None, self.side):
             raise ValueError(
@@ -63,7 +72,7 @@ class DualTokenizer(VisualTokenizer):
                 "choose a stride that divides the side"
             )
         self.encoder, self.semantic, self.pixel, self.decoder = encoder, semantic, pixel, decoder
-        self.semantic_layer, self.pixel_layer, self.local_pixels = semantic_layer, pixel_layer, local_pixels
+        self.semantic_layer, self.pixel_layer, self.placeless_pixels = semantic_layer, pixel_layer, placeless_pixels
         self.shortcut_layer, self.shortcut_weight = shortcut_layer, shortcut_weight
         self.to_semantic = AttentionProjection(encoder.width, semantic.dim)
         self.to_pixel = AttentionProjection(encoder.width, pixel.dim, local=local_pixels)
@@ -118,8 +127,7 @@ class DualTokenizer(VisualTokenizer):
         shallow = self.encoder.run(self.encoder.stem(images.to(self.dtype)), 0, start)
         middle = self.encoder.run(shallow, start, self.pixel_layer)
         deep = self.encoder.run(middle, self.pixel_layer, self.semantic_layer)
-        placeless = self.local_pixels and self.pixel_layer == 0
-        feature = self.to_pixel(self.encoder.patches(images.to(self.dtype)) if placeless else middle)
+        feature = self.to_pixel(self.encoder.patches(images.to(self.dtype)) if self.placeless_pixels else middle)
         if self.to_shortcut is not None:
             feature = feature + self.shortcut_weight * self.to_shortcut(shallow)
         return self.semantic(self.to_semantic(deep)), self.pixel(feature)

@@ -142,10 +142,16 @@ def test_local_pixel_codes_depend_on_their_patch_alone(images):
     assert torch.equal(first[:, 1:], second[:, 1:])
 
 
-def test_local_pixel_codes_do_not_depend_on_the_place(images):
-    tokenizer = build(pixel_layer=0, local_pixels=True).eval()
+def test_placeless_pixel_codes(images):
+    tokenizer = build(pixel_layer=0, local_pixels=True, placeless_pixels=True).eval()
     moved = images.roll((4, 8), dims=(2, 3))  # by one patch down and two to the right
     side = tokenizer.encoder.grid
     codes = [tokenizer.encode(pixels).of("pixel").unflatten(1, (side, side)) for pixels in (images, moved)]
     assert torch.equal(codes[0].roll((1, 2), dims=(1, 2)), codes[1])
     assert len(codes[0].flatten(0, 2).unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize("options", [{"pixel_layer": 1}, {"local_pixels": False}, {"shortcut_layer": 0}])
+def test_placeless_pixel_codes_read_only_their_patch(options):
+    with pytest.raises(ValueError, match="placeless pixel codes need pixel_layer 0, local_pixels and no shortcut, got"):
+        build(**{"pixel_layer": 0, "local_pixels": True, "placeless_pixels": True} | options)
