@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -141,9 +142,13 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
     def extract_init_dict(
         cls, config_dict: dict[str, Any], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """diffusers' reader of a saved configuration, with component specs turned back into components."""
+        """diffusers' reader of a saved configuration, with component specs turned back into components.
+
+        They are built in the order of the constructor, where diffusers has that of a set: a seed then gives the same
+        weights in every process.
+        """
         init, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
-        return build(init), unused, hidden
+        return build({name: init[name] for name in signature(cls).parameters if name in init}), unused, hidden
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write configuration and weights to a folder, whole or not at all; other arguments are diffusers'.

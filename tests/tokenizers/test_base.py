@@ -88,6 +88,14 @@ def test_arguments_at_their_defaults_do_not_count(parts):
     assert chosen[1]["args"] == {"dim": 4, "levels": [3, 3], "option": True}
 
 
+def test_parts_are_built_in_the_order_of_the_constructor(parts):
+    """diffusers reads a configuration in the order of a set, which differs from process to process."""
+    tokenizer = VQTokenizer(*parts)
+    for order in (1, -1):
+        config = dict(list(tokenizer.config.items())[::order])
+        assert list(VQTokenizer.extract_init_dict(config)[0]) == ["encoder", "quantizer", "decoder", "image_size"]
+
+
 def test_fingerprint_of_half_precision(parts):
     tokenizer = VQTokenizer(*parts)
     half, again = copy.deepcopy(tokenizer).to(torch.bfloat16), copy.deepcopy(tokenizer)
