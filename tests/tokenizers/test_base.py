@@ -90,7 +90,7 @@ def test_arguments_at_their_defaults_do_not_count(parts):
 
 def test_parts_are_built_in_the_order_of_the_constructor(parts):
     """diffusers reads a configuration in the order of a set, which differs from process to process."""
-    tokenizer = VQTokenizer(*parts)
+    tokenizer = VQTokenizer(encoder=parts[0], quantizer=parts[1], decoder=parts[2], image_size=parts[3])
     for order in (1, -1):
         config = dict(list(tokenizer.config.items())[::order])
         assert list(VQTokenizer.extract_init_dict(config)[0]) == ["encoder", "quantizer", "decoder", "image_size"]
