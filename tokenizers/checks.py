@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .quantizers import Quantizer
+from .quantizers import Quantized, Quantizer
 
 Check = Callable[[Quantizer, "Latents"], str | None]
 
@@ -98,11 +98,11 @@ def _evaluation(quantizer: Quantizer, latents: Latents) -> str | None:
 
 def _autocast(quantizer: Quantizer, latents: Latents) -> str | None:
     quantizer.train()(latents(0))
-    plain = copy.deepcopy(quantizer)(latents(1))
+    plain = _drawn_alike(quantizer, latents(1))
     for dtype in (torch.bfloat16, torch.float16):
         inputs = latents(1).requires_grad_()
         with torch.autocast("cpu", dtype):
-            cast = copy.deepcopy(quantizer)(inputs)
+            cast = _drawn_alike(quantizer, inputs)
         if cast.latents.dtype != torch.float32 or cast.loss.dtype != torch.float32:
             return f"compute in float32 inside autocast, got {cast.latents.dtype} under {dtype}"
         if not torch.equal(cast.ids, plain.ids) or not torch.equal(cast.loss, plain.loss):
@@ -111,6 +111,13 @@ def _autocast(quantizer: Quantizer, latents: Latents) -> str | None:
         if inputs.grad is None or not bool(inputs.grad.isfinite().all()):
             return f"pass finite gradients back inside autocast, got none under {dtype}"
     return None
+
+
+def _drawn_alike(quantizer: Quantizer, inputs: Tensor) -> Quantized:
+    """What a copy does; codes that restart may move the table between depths, at random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return copy.deepcopy(quantizer)(inputs)
 
 
 def _saving(quantizer: Quantizer, latents: Latents) -> str | None:
