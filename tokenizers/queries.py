@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -67,7 +68,7 @@ class QueryTokenizer(VisualTokenizer):
         ValueError: parts of widths or grids that do not fit one another.
     """
 
-    kind: Kind
+    kind: ClassVar[Kind]
 
     @register_to_config
     def __init__(
