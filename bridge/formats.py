@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..data.files import atomic_file
 from ..tokenizers.base import VisualTokenizer
 from . import llamagen
 from .keymap import Rule, fill
@@ -72,7 +73,8 @@ def import_checkpoint(
     fill(tokenizer, read_weights(checkpoint, chosen.inside), chosen.rules(tokenizer), str(checkpoint))
     tokenizer.eval().save_pretrained(out)
     about = {"format": kind, "project": chosen.project, "licence": chosen.licence, "file": Path(checkpoint).name}
-    (Path(out) / "weights.json").write_text(json.dumps(about, indent=2) + "\n")
+    with atomic_file(Path(out) / "weights.json") as file:
+        file.write_text(json.dumps(about, indent=2) + "\n")
     return tokenizer
 
 

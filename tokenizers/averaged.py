@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .learned import straight_through
-from .quantizers import Quantizer
+from .quantizers import Quantizer, distributed
 from .search import nearest
 
 Schedule = Literal["step", "depth", "final_residual"]
@@ -113,7 +113,7 @@ class AveragedQuantizer(Quantizer):
         """Take vectors ``[M, C]`` that were coded ``[M]`` into the averages; the same on every process."""
         counts = torch.zeros_like(self.counts).index_add_(0, ids, torch.ones_like(ids, dtype=self.counts.dtype))
         sums = torch.zeros_like(self.sums).index_add_(0, ids, vectors)
-        if _together():
+        if distributed():
             dist.all_reduce(counts)
             dist.all_reduce(sums)
         self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
@@ -132,11 +132,7 @@ class AveragedQuantizer(Quantizer):
             return
         picked = torch.randint(len(vectors), (int(dead.sum()),), device=vectors.device)
         fresh = vectors[picked].contiguous()
-        if _together():
+        if distributed():
             dist.broadcast(fresh, src=0)
         self.counts[dead] = self.revive_below
         self.sums[dead] = self.revive_below * fresh
-
-
-def _together() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

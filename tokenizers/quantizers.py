@@ -198,7 +198,7 @@ class VectorQuantizer(Quantizer):
 
         The library decides at construction whether to share statistics; a process group usually appears later.
         """
-        together = _distributed()
+        together = distributed()
         for book in self._books():
             if not self.started:
                 book.initted.fill_(value=False)
@@ -244,14 +244,15 @@ class FiniteScalarQuantizer(Quantizer):
         return {name: self.lookup(torch.arange(self.size, device=device)[None, :, None])[0]}
 
 
-def _distributed() -> bool:
+def distributed() -> bool:
+    """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _finite_everywhere(latents: Tensor) -> bool:
     """One answer for the whole process group: a single process that stops would leave the others waiting."""
     finite = latents.isfinite().all().int()
-    if _distributed():
+    if distributed():
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
     return bool(finite)
 

@@ -105,7 +105,7 @@ def test_weights_that_do_not_match_are_named_and_nothing_is_written(tmp_path, co
     weights |= {} if new is None else {name: new} if isinstance(new, torch.Tensor) else {new: old}
     save_file(weights, tmp_path / "vq.safetensors")
     arguments = ["import", "llamagen-vq", str(tmp_path / "vq.safetensors"), "--config", str(config)]
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit, match="2") as end:
         main([*arguments, "--out", str(tmp_path / "tokenizer")])
     assert end.value.code == 2
     assert not (tmp_path / "tokenizer").exists()
@@ -146,7 +146,7 @@ def test_other_refusals(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[1]"])
 def test_a_configuration_is_a_json_object(tmp_path, capsys, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         main(
             ["import", "llamagen-vq", "x.pt", "--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "out")]
         )
