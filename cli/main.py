@@ -21,6 +21,7 @@ COMMANDS = {
     "decode": ("decode", "turn a file of codes back into pictures"),
     "import": ("weights", "turn a checkpoint of another project into a tokenizer folder"),
     "run": ("run", "carry out a recipe: every stage from data to report, resumable"),
+    "bench": ("bench", "train tokenizers of several families alike and compare them in one table"),
     "fit": ("fit", "train a tokenizer, a teacher, a language model or a decoder from a configuration"),
     "validate": ("fit", "measure a checkpoint on the validation data of a configuration"),
     "test": ("fit", "measure a checkpoint on the test data of a configuration"),

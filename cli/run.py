@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,31 @@ def run(args: argparse.Namespace) -> int:
     recipe = Recipe.load(args.recipe, args.folder)
     import_vocabulary()
     if args.list:
-        check_recipe(recipe, ACTIONS, CHECKS)
-        return _list(recipe)
+        return list_stages(recipe, ACTIONS, CHECKS)
+    carry_out(recipe, ACTIONS, CHECKS)
+    return 0
+
+
+def carry_out(recipe: Recipe, actions: Mapping[str, Action], checks: Mapping[str, Action]) -> None:
+    """Run what is left of a recipe and say so.
+
+    Raises:
+        InterruptedRunError: Ctrl-C.
+        ValueError: as :func:`~smalti.training.recipe.run_recipe` does.
+    """
     try:
-        run_recipe(recipe, ACTIONS, say, CHECKS)
+        run_recipe(recipe, actions, say, checks)
     except (KeyboardInterrupt, InterruptedRunError) as error:
         raise InterruptedRunError("interrupted; the same command continues") from error
     say(f"finished: {recipe.folder}")
+
+
+def list_stages(recipe: Recipe, actions: Mapping[str, Action], checks: Mapping[str, Action]) -> int:
+    """Check a recipe and print what would happen to each of its stages."""
+    check_recipe(recipe, actions, checks)
+    width = max(len(stage.name) for stage in recipe.stages)
+    for planned in plan_recipe(recipe):
+        answer(f"{planned.name:<{width}}  {_PLANS[planned.state]}")
     return 0
 
 
@@ -147,13 +165,6 @@ def _headline(scores: Any) -> str:
     return "; ".join(parts)
 
 
-def _list(recipe: Recipe) -> int:
-    width = max(len(stage.name) for stage in recipe.stages)
-    for planned in plan_recipe(recipe):
-        answer(f"{planned.name:<{width}}  {_PLANS[planned.state]}")
-    return 0
-
-
 def _configuration(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     trainer = arguments.get("trainer", {})
     if not isinstance(trainer, dict):
@@ -165,14 +176,18 @@ def _check_fit(folder: Path, arguments: dict[str, Any]) -> None:
     check_configuration("fit", _configuration(folder, arguments))
 
 
-def _typed(function: Callable[..., None]) -> Action:
+def typed(function: Callable[..., None]) -> Action:
+    """An action that calls ``function(folder, ...)`` with arguments built from plain data by its signature."""
+
     def action(folder: Path, arguments: dict[str, Any]) -> None:
         function(folder, **build_arguments(function, arguments, skip={"folder"}))
 
     return action
 
 
-def _check_typed(function: Callable[..., None]) -> Action:
+def check_typed(function: Callable[..., None]) -> Action:
+    """The check of :func:`typed`: the same arguments, of which nothing is built that reads files."""
+
     def check(folder: Path, arguments: dict[str, Any]) -> None:
         check_arguments(function, arguments, skip={"folder"})
 
@@ -182,7 +197,7 @@ def _check_typed(function: Callable[..., None]) -> Action:
 _TYPED = (vocabulary, encode, score, report)
 
 #: What a stage of a recipe can run.
-ACTIONS: dict[str, Action] = {"fit": fit, **{function.__name__: _typed(function) for function in _TYPED}}
+ACTIONS: dict[str, Action] = {"fit": fit, **{function.__name__: typed(function) for function in _TYPED}}
 
 #: What looks at the arguments of a stage before anything runs.
-CHECKS: dict[str, Action] = {"fit": _check_fit, **{function.__name__: _check_typed(function) for function in _TYPED}}
+CHECKS: dict[str, Action] = {"fit": _check_fit, **{function.__name__: check_typed(function) for function in _TYPED}}

@@ -39,13 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance",
         type=number(float),
-        help="how closely to follow the prompt; 1 is off (default, as for the next three: the model's own)",
+        help="how closely to follow the prompt; 1 is off (default, as for the next four: the model's own)",
     )
     parser.add_argument(
         "--temperature", type=number(float), help="0 takes the most likely code, 1 draws from the distribution as it is"
     )
     parser.add_argument("--top-k", type=number(), help="draw from the k most likely codes; 0 for all")
     parser.add_argument("--top-p", type=number(float), help="draw from the most likely codes that reach p; 1 for all")
+    parser.add_argument(
+        "--candidates",
+        type=number(least=1),
+        help="drawings per picture, of which the one is kept that the model reads the prompt from most surely",
+    )
     parser.add_argument(
         "--batch",
         type=number(least=1),
@@ -74,11 +79,12 @@ def run(args: argparse.Namespace) -> int:
 
     from ..generation.sampler import Sampling, model_sampling
 
-    names = ("guidance", "temperature", "top_k", "top_p")
+    names = ("guidance", "temperature", "top_k", "top_p", "candidates")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     Sampling(**given)  # what is out of range is said before anything is loaded
     pipeline = load_pipeline(folder, args.device)
-    sampling = replace(model_sampling(pipeline.lm), **given)
+    own = model_sampling(pipeline.lm)
+    sampling = replace(own, **given, **({"temperatures": None} if args.temperature is not None else {}))
     for prompt in prompts:
         pipeline.lm.vocabulary.encode(prompt)
     jobs = [(prompt, args.seed + offset) for prompt in prompts for offset in range(args.count)]

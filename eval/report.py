@@ -131,6 +131,15 @@ class CodeUsage:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Plain text in rows; columns that are empty throughout are left out."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: frozenset[int] = frozenset()  #: columns that align right
+
+
+@dataclass(frozen=True)
 class Report:
     """What a report may hold. A section without data is left out."""
 
@@ -138,6 +147,7 @@ class Report:
     subtitle: str = ""  #: one line: which model, data, device
     headlines: Sequence[Headline] = ()
     protocols: Mapping[str, Protocol] = field(default_factory=dict[str, Protocol])  #: by score; folded
+    tables: Mapping[str, Table] = field(default_factory=dict[str, Table])  #: by title
     tasks: Sequence[TaskScore] = ()
     reconstructions: Sequence[Rebuilt] = ()
     samples: Sequence[Sample] = ()
@@ -167,7 +177,7 @@ def write_report(path: str | Path, report: Report) -> None:
 
 def _page(report: Report) -> str:
     sections = {
-        "Scores": _headlines(report.headlines) + _protocols(report.protocols),
+        "Scores": _headlines(report.headlines) + _tables(report.tables) + _protocols(report.protocols),
         "Tasks": _tasks(report.tasks),
         "Reconstructions": _reconstructions(report.reconstructions),
         "Samples": _samples(report.samples),
@@ -207,6 +217,14 @@ def _headline(headline: Headline) -> str:
     return (
         f'<article class="card"><h3>{escape(headline.name)}</h3><p class="number">{number(headline.value)}{unit}</p>'
         f"{bars}{note}</article>"
+    )
+
+
+def _tables(tables: Mapping[str, Table]) -> str:
+    return "".join(
+        f"<h3>{escape(title)}</h3>"
+        + table([escape(name) for name in it.head], [list(map(escape, row)) for row in it.rows], it.numeric)
+        for title, it in tables.items()
     )
 
 

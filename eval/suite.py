@@ -6,7 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -371,14 +371,7 @@ def _protocol(model: TextToImagePipeline, scenes: NewScenes, settings: SuiteSett
         extractor="analytic scene detector",
         prompts_hash=prompts_sha256(entries),
         rewritten=False,
-        sampler={
-            "order": "raster",
-            "guidance": sampling.guidance,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "per_prompt": settings.per_prompt,
-        },
+        sampler={"order": "raster", **asdict(sampling), "per_prompt": settings.per_prompt},
         extra={
             "world": scenes.world.to_dict(),
             "scenes": {"seen combinations": len(scenes.seen), "unseen combinations": len(scenes.unseen)},

@@ -5,8 +5,8 @@ Every row of a batch draws from its own generator, so that a picture does not de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from ..lm.layout import TEXT
 from ..lm.model import SharedLM
-from ..tokenizers.codes import CodeLayout, Codes
+from ..tokenizers.codes import CodeLayout, Codes, CodeSpec
 from .orders import Order, Raster
 
 
@@ -25,8 +25,12 @@ class Sampling:
     Args:
         guidance: classifier-free guidance scale s in ``u + s (c - u)`` (https://arxiv.org/abs/2207.12598); 1 is off.
         temperature: >= 0; 0 takes the most likely id.
+        temperatures: of single codebooks by name, in place of ``temperature``: where things stand may be left to chance
+            while their edges are not.
         top_k: keep the k most likely ids; 0 keeps all.
         top_p: keep the most likely ids whose probabilities reach p; 1 keeps all.
+        candidates: >= 1, drawings of a prompt, of which the model keeps the one that it reads the prompt from most
+            surely: the ranking of DALL-E (https://arxiv.org/abs/2102.12092) with the model as its own judge.
 
     Raises:
         ValueError: a value outside its range.
@@ -36,13 +40,22 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    candidates: int = 1
+    temperatures: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        heats = {"": self.temperature, **(self.temperatures or {})}
+        if min(heats.values()) < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 "sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
-                f"got {self.temperature}, {self.top_k}, {self.top_p}; 1, 0 and 1 leave the distribution as it is"
+                f"got {min(heats.values())}, {self.top_k}, {self.top_p}; 1, 0 and 1 leave the distribution as it is"
             )
+        if self.candidates < 1:
+            raise ValueError(f"sampling needs candidates >= 1, got {self.candidates}; 1 keeps the first drawing")
+
+    def of(self, codebook: str) -> Sampling:
+        """How ids of one codebook are drawn."""
+        return replace(self, temperature=(self.temperatures or {}).get(codebook, self.temperature), temperatures=None)
 
 
 def model_sampling(model: SharedLM) -> Sampling:
@@ -126,7 +139,8 @@ def sample_codes(
         progress: called with (steps done, steps in all) after every step.
 
     Raises:
-        ValueError: another number of generators than captions, or an order of several positions per step.
+        ValueError: another number of generators than captions, an order of several positions per step, or temperatures
+            of unknown codebooks.
     """
     sampling, order = sampling or model_sampling(model), order or Raster()
     if len(generators) != len(captions) or not captions:
@@ -134,12 +148,26 @@ def sample_codes(
             f"one generator per caption is needed and at least one caption, got {len(generators)} generators for "
             f"{len(captions)} captions; make one generator for each"
         )
+    _check_names(sampling, model.spec)
+    candidates, drawn = sampling.candidates, model.spec.positions * model.spec.depth
+    uniforms = torch.stack([torch.rand(candidates, drawn, generator=g, dtype=torch.float64) for g in generators])
+    repeated = [caption for caption in captions for _ in range(candidates)]
+    codes = Codes.full(_draw_ids(model, repeated, uniforms.flatten(0, 1), sampling, order, progress), model.spec)
+    return codes if candidates == 1 else codes[_most_readable(model, repeated, codes.ids, candidates)]
+
+
+def _draw_ids(
+    model: SharedLM,
+    captions: Sequence[str],
+    uniforms: Tensor,
+    sampling: Sampling,
+    order: Order,
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    """Ids ``[B, N, D]`` of one image per caption from its row of uniform numbers ``[B, N * D]``."""
     spec, layout = model.spec, model.layout
     slots = _slots(order, spec.layout, layout.steps)
-    uniforms = torch.stack(
-        [torch.rand(spec.positions * spec.depth, generator=g, dtype=torch.float64) for g in generators]
-    )
-    guided = sampling.guidance != 1
+    guided, own = sampling.guidance != 1, {book.name: sampling.of(book.name) for book in spec.codebooks}
     prompts = [layout.prompt(caption) for caption in captions] + [layout.prompt(None)] * (guided * len(captions))
     session = Session(model, prompts)
     ids = torch.empty(len(captions), layout.steps, layout.per_step, dtype=torch.int64, device=model.device)
@@ -152,13 +180,23 @@ def sample_codes(
             if guided:
                 conditional, free = logits.chunk(2)
                 logits = free + sampling.guidance * (conditional - free)
-            ids[:, slot, column] = draw(logits, sampling, next(drawn))
+            book = spec.columns[(slot * layout.per_step + column) % spec.depth].name
+            ids[:, slot, column] = draw(logits, own[book], next(drawn))
             tokens = ids[:, slot, column] + block.start
             written = torch.cat([written, (tokens.repeat(2) if guided else tokens)[:, None]], dim=1)
         session.append(written, slot)
         if progress is not None:
             progress(step + 1, len(slots))
-    return Codes.full(ids.view(len(captions), spec.positions, spec.depth), spec)
+    return ids.view(len(captions), spec.positions, spec.depth)
+
+
+def _most_readable(model: SharedLM, captions: Sequence[str], ids: Tensor, candidates: int) -> Tensor:
+    """Of every ``candidates`` images in a row the one whose caption is likeliest; the first of equals."""
+    layout = model.layout
+    pairs = zip(ids.cpu(), captions, strict=True)
+    read = layout.collate([layout.image_to_text(row, caption) for row, caption in pairs])
+    best = model.text_likelihood(read.to(model.device)).view(-1, candidates).argmax(1)
+    return best + candidates * torch.arange(len(best), device=best.device)
 
 
 @torch.inference_mode()
@@ -190,6 +228,16 @@ def write_text(model: SharedLM, prompts: Sequence[Tensor], limit: int = 32) -> l
 
 def _until(tokens: list[int], end: int) -> list[int]:
     return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+def _check_names(sampling: Sampling, spec: CodeSpec) -> None:
+    known = [book.name for book in spec.codebooks]
+    unknown = [name for name in sampling.temperatures or {} if name not in known]
+    if unknown:
+        raise ValueError(
+            f"temperatures must be given for codebooks of the model, which are {', '.join(known)}, got {unknown[0]!r}; "
+            "correct the name"
+        )
 
 
 def _slots(order: Order, layout: CodeLayout, total: int) -> list[int]:

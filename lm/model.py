@@ -160,6 +160,20 @@ class SharedLM(PreTrainedModel):
         total = torch.stack([(weights or {}).get(name, 1.0) * block.mean for name, block in blocks.items()]).sum()
         return LMOutput(total, blocks)
 
+    def text_likelihood(self, batch: Batch) -> Tensor:
+        """Log-likelihood ``[B]``, float32 nats, of the text that each sequence learns; codes it learns do not count.
+
+        Args:
+            batch: from :meth:`SequenceLayout.collate`.
+
+        Raises:
+            ValueError: sequences longer than the backbone was built for.
+        """
+        words = (batch.learned & (batch.slots == TEXT))[:, 1:]
+        logits = block_logits(self._hidden(batch)[:, :-1][words], self.output_matrix, self.head.text).float()
+        nats = F.cross_entropy(logits, batch.tokens[:, 1:][words][:, 0] - self.head.text.start, reduction="none")
+        return -torch.zeros(words.shape, device=nats.device).masked_scatter(words, nats).sum(1)
+
     def next_state(self, rows: Tensor, cache: Cache, mask: Tensor) -> Tensor:
         """The state that predicts the next step, with keys and values of ``rows`` added to the cache.
 
@@ -254,11 +268,13 @@ class SharedLM(PreTrainedModel):
             raise ValueError(f"weights in {folder} must match its configuration key by key, got {differing}")
         return model.eval()
 
-    def _losses(self, batch: Batch) -> dict[str, BlockLoss]:
+    def _hidden(self, batch: Batch) -> Tensor:
         self._check_length(batch.slots.shape[1])
         mask = torch.ones_like(batch.slots)
-        hidden = self.states(batch.tokens, batch.slots, attention_mask=mask, use_cache=False)
-        return self.head.losses(hidden, self.input_matrix, self.output_matrix, batch)
+        return self.states(batch.tokens, batch.slots, attention_mask=mask, use_cache=False)
+
+    def _losses(self, batch: Batch) -> dict[str, BlockLoss]:
+        return self.head.losses(self._hidden(batch), self.input_matrix, self.output_matrix, batch)
 
     def _check_length(self, length: int) -> None:
         limit = int(self.backbone.config.max_position_embeddings)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal, Self
 
 import sentencepiece
+import torch
+from torch import Tensor
 
 from ..data.files import atomic_file
 from ..tokenizers.codes import Codebook
@@ -88,6 +90,21 @@ class Vocabulary:
         if self._pieces.unk_id() in ids:
             raise ValueError(self._unknown(text))
         return ids
+
+    def padded(self, texts: Sequence[str], length: int) -> Tensor:
+        """Ids ``[B, length]`` int64 of sentences, padded on the right.
+
+        Raises:
+            ValueError: a sentence of more pieces, or with an unknown word.
+        """
+        rows = [self.encode(text) for text in texts]
+        longest = max(map(len, rows), default=0)
+        if longest > length:
+            raise ValueError(
+                f"captions must have at most {length} pieces here, got {longest}; shorten them or raise text_length"
+            )
+        padding = self.special("<pad>")
+        return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The sentence of text ids; special and visual ids are left out."""

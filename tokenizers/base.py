@@ -70,6 +70,10 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
     def decode(self, codes: Codes, generator: torch.Generator | None = None) -> Tensor:
         """Pixels of codes: ``[B, 3, H, W]`` in [-1, 1], clamped. ``generator`` serves decoders that draw."""
 
+    def pooled(self, codes: Codes) -> Tensor | None:
+        """Image features ``[B, C]`` in the space of the teacher, for families that learn from one; None for others."""
+        return None
+
     @abstractmethod
     def code_vectors(self) -> Mapping[str, Tensor]:
         """What the codes of each codebook stand for: ``[K, C]`` by name. Codes that look alike lie close together."""

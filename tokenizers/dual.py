@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import TrainingTerms, VisualTokenizer
 from .codes import CodeLayout, Codes, CodeSpec
 from .convolutional import Decoder
-from .projection import AttentionProjection
+from .projection import AttentionProjection, ContrastProjection, GeGLU, Residual
 from .quantizers import Quantized, Quantizer
 from .vision import VisionTower
 
@@ -19,8 +19,8 @@ class DualTokenizer(VisualTokenizer):
     """Two codebooks over one grid (DualToken, https://arxiv.org/abs/2503.14324).
 
     The pixel feature is ``project(h[pixel_layer]) + shortcut_weight * project(h[shortcut_layer])``; only pixel codes
-    are decoded. The semantic feature is ``project(h[semantic_layer])``; its codes replace that hidden state, run
-    through the remaining layers and the pooling head, and are kept close to a frozen teacher.
+    are decoded, unless ``decode_semantic``. The semantic feature is ``project(h[semantic_layer])``; its codes replace
+    that hidden state, run through the remaining layers and the pooling head, and are kept close to a frozen teacher.
 
     Args:
         encoder: the vision tower, usually started from the teacher's weights.
@@ -37,10 +37,19 @@ class DualTokenizer(VisualTokenizer):
             projection looks at the whole image.
         placeless_pixels: take patches before their positions are added, so that equal patches have equal pixel codes
             wherever they are; with ``pixel_layer`` 0, ``local_pixels`` and no shortcut.
+        local_depth: residual feed-forward layers over single positions before the projection of local pixel features,
+            so that codes may stand for more than a linear view of a patch: its colour, or its edges in any colour.
+        contrast: channels of the pixel feature, the last ones, that see nothing of a patch but its normalized luminance
+            (:class:`~smalti.tokenizers.projection.ContrastProjection`): codes of edges are then the same in every
+            colour, and a :class:`~smalti.tokenizers.product.ProductQuantizer` keeps them apart from codes of colours.
+            For local pixels without a shortcut; none by default.
+        decode_semantic: decode pixels from both kinds of code, as TokenFlow does (https://arxiv.org/abs/2412.03069):
+            what a thing is then helps to draw it where its pixel codes are few or wrong. The paper's decoder reads
+            pixel codes alone.
 
     Raises:
-        ValueError: layers out of order or beyond the tower, a decoder that does not fit its grid, or pixel codes that
-            are to be placeless and read more than their patch.
+        ValueError: layers out of order or beyond the tower, a decoder that does not fit its grid, pixel codes that are
+            to be placeless and read more than their patch, or local layers for features that are not local.
     """
 
     @register_to_config
@@ -56,9 +65,19 @@ class DualTokenizer(VisualTokenizer):
         shortcut_weight: float = 0.6,
         local_pixels: bool = False,
         placeless_pixels: bool = False,
+        local_depth: int = 0,
+        contrast: int = 0,
+        decode_semantic: bool = False,
     ) -> None:
         super().__init__()
         _check_layers(encoder.depth, semantic_layer, pixel_layer, shortcut_layer)
+        if contrast and (not local_pixels or shortcut_layer is not None or not 0 < contrast < pixel.dim):
+            raise ValueError(
+                f"contrast must leave some of the {pixel.dim} channels of local pixels without a shortcut, got "
+                f"{contrast}, local_pixels {local_pixels} and shortcut {shortcut_layer}; change those or leave it at 0"
+            )
+        if local_depth and not local_pixels:
+            raise ValueError(f"local_depth {local_depth} needs local_pixels, got False; switch it on or leave 0")
         if placeless_pixels and (pixel_layer or shortcut_layer is not None or not local_pixels):
             raise ValueError(
                 f"placeless pixel codes need pixel_layer 0, local_pixels and no shortcut, got layer {pixel_layer}, "
@@ -75,12 +94,17 @@ class DualTokenizer(VisualTokenizer):
         self.semantic_layer, self.pixel_layer, self.placeless_pixels = semantic_layer, pixel_layer, placeless_pixels
         self.shortcut_layer, self.shortcut_weight = shortcut_layer, shortcut_weight
         self.to_semantic = AttentionProjection(encoder.width, semantic.dim)
-        self.to_pixel = AttentionProjection(encoder.width, pixel.dim, local=local_pixels)
+        self.to_pixel = AttentionProjection(encoder.width, pixel.dim - contrast, local=local_pixels)
+        self.to_contrast = ContrastProjection(encoder.patch_size, encoder.width, contrast) if contrast else None
+        self.local = nn.Sequential(*(Residual(GeGLU(encoder.width, 2 * encoder.width)) for _ in range(local_depth)))
         self.to_shortcut = (
             None if shortcut_layer is None else AttentionProjection(encoder.width, pixel.dim, local=local_pixels)
         )
         self.from_semantic = AttentionProjection(semantic.dim, encoder.width, causal=True)
         self.from_pixel = AttentionProjection(pixel.dim, decoder.dim, causal=True)
+        self.semantic_to_decoder = (
+            AttentionProjection(semantic.dim, decoder.dim, causal=True) if decode_semantic else None
+        )
         layout = CodeLayout("grid", (encoder.grid, encoder.grid))
         books = (*semantic.codebooks("semantic"), *pixel.codebooks("pixel"))
         self.set_spec(CodeSpec(layout, books), (encoder.image_size, encoder.image_size), encoder.patch_size)
@@ -96,9 +120,15 @@ class DualTokenizer(VisualTokenizer):
         return torch.cat([self.semantic.lookup(codes.of("semantic")), self.pixel.lookup(codes.of("pixel"))], dim=-1)
 
     def decode(self, codes: Codes, generator: torch.Generator | None = None) -> Tensor:
-        """See :meth:`VisualTokenizer.decode`; only pixel codes are read and nothing is drawn."""
+        """See :meth:`VisualTokenizer.decode`; nothing is drawn."""
         self.check_codes(codes)
-        return self._pixels(self.pixel.lookup(codes.of("pixel"))).clamp(-1, 1)
+        semantic, pixel = self.semantic.lookup(codes.of("semantic")), self.pixel.lookup(codes.of("pixel"))
+        return self._pixels(semantic, pixel).clamp(-1, 1)
+
+    def pooled(self, codes: Codes) -> Tensor:
+        """See :meth:`VisualTokenizer.pooled`; of the semantic codes, through the remaining layers."""
+        self.check_codes(codes)
+        return self._restored(self.semantic.lookup(codes.of("semantic")))[1]
 
     def code_vectors(self) -> dict[str, Tensor]:
         """See :meth:`VisualTokenizer.code_vectors`."""
@@ -120,14 +150,17 @@ class DualTokenizer(VisualTokenizer):
         losses = {"quantizer.semantic": semantic.loss, "quantizer.pixel": pixel.loss}
         if targets:
             losses |= self._distillation(semantic.latents, targets)
-        return TrainingTerms(self._pixels(pixel.latents), self._codes(semantic, pixel), losses)
+        return TrainingTerms(self._pixels(semantic.latents, pixel.latents), self._codes(semantic, pixel), losses)
 
     def _quantize(self, images: Tensor) -> tuple[Quantized, Quantized]:
         start = 0 if self.shortcut_layer is None else self.shortcut_layer
         shallow = self.encoder.run(self.encoder.stem(images.to(self.dtype)), 0, start)
         middle = self.encoder.run(shallow, start, self.pixel_layer)
         deep = self.encoder.run(middle, self.pixel_layer, self.semantic_layer)
-        feature = self.to_pixel(self.encoder.patches(images.to(self.dtype)) if self.placeless_pixels else middle)
+        patches = self.encoder.patches(images.to(self.dtype)) if self.placeless_pixels else middle
+        feature = self.to_pixel(self.local(patches))
+        if self.to_contrast is not None:
+            feature = torch.cat([feature, self.to_contrast(images.to(self.dtype))], dim=-1)
         if self.to_shortcut is not None:
             feature = feature + self.shortcut_weight * self.to_shortcut(shallow)
         return self.semantic(self.to_semantic(deep)), self.pixel(feature)
@@ -135,19 +168,25 @@ class DualTokenizer(VisualTokenizer):
     def _codes(self, semantic: Quantized, pixel: Quantized) -> Codes:
         return Codes.full(torch.cat([semantic.ids, pixel.ids], dim=-1), self.spec)
 
-    def _pixels(self, latents: Tensor) -> Tensor:
-        features = self.from_pixel(latents.to(self.dtype)).transpose(1, 2).unflatten(2, self.spec.layout.shape)
+    def _pixels(self, semantic: Tensor, pixel: Tensor) -> Tensor:
+        hidden = self.from_pixel(pixel.to(self.dtype))
+        if self.semantic_to_decoder is not None:
+            hidden = hidden + self.semantic_to_decoder(semantic.to(self.dtype))
+        features = hidden.transpose(1, 2).unflatten(2, self.spec.layout.shape)
         if features.shape[2] != self.side:
             features = F.interpolate(features, (self.side, self.side), mode="bilinear", align_corners=False)
         return self.decoder(features)
 
     def _distillation(self, latents: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        hidden = self.from_semantic(latents.to(self.dtype))
-        pooled = self.encoder.pool(self.encoder.run(hidden, self.semantic_layer, self.encoder.depth))
-        students = {"tokens": hidden, "pooled": pooled}
+        students = dict(zip(("tokens", "pooled"), self._restored(latents), strict=True))
         if set(targets) != set(students):
             raise ValueError(f"a teacher gives tokens and pooled, got {', '.join(sorted(targets))}")
         return {f"distill.{name}": _mse_minus_cosine(students[name], targets[name], name) for name in students}
+
+    def _restored(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states and pooled features as the semantic codes give them back."""
+        hidden = self.from_semantic(latents.to(self.dtype))
+        return hidden, self.encoder.pool(self.encoder.run(hidden, self.semantic_layer, self.encoder.depth))
 
 
 def _mse_minus_cosine(student: Tensor, teacher: Tensor, name: str) -> Tensor:

@@ -81,3 +81,48 @@ class GeGLU(nn.Module):
         """Any leading shape, width kept."""
         normed = self.norm(tokens)
         return self.down(F.gelu(self.gate(normed), approximate="tanh") * self.up(normed))
+
+
+class Residual(nn.Module):
+    """``x + module(x)``.
+
+    Args:
+        module: keeps the shape of what it is given.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Any shape."""
+        return tokens + self.module(tokens)
+
+
+class ContrastProjection(nn.Module):
+    """Features of patches that depend on their edges and on no colour: of normalized luminance.
+
+    The luminance of a patch (0.299 R + 0.587 G + 0.114 B) less its mean, over its standard deviation, is the same for
+    every pair of colours of which the same one is brighter; a patch of one colour is zero.
+
+    Args:
+        patch: side of a patch, pixels.
+        width: of the hidden features.
+        out_dim: C.
+        floor: least standard deviation that is divided by, of luminance in [-1, 1].
+    """
+
+    def __init__(self, patch: int, width: int, out_dim: int, floor: float = 0.02) -> None:
+        super().__init__()
+        self.patch, self.floor = patch, floor
+        self.stem = nn.Linear(patch * patch, width)
+        self.hidden = Residual(GeGLU(width, 2 * width))
+        self.out = AttentionProjection(width, out_dim, local=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [-1, 1] to ``[B, N, C]``, one feature per patch in raster order."""
+        luminance = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+        cells = F.unfold(luminance.float(), self.patch, stride=self.patch).transpose(1, 2)
+        centred = cells - cells.mean(-1, keepdim=True)
+        spread = centred.square().mean(-1, keepdim=True).sqrt().clamp_min(self.floor)
+        return self.out(self.hidden(self.stem((centred / spread).to(images.dtype))))

@@ -145,6 +145,11 @@ class TokenFlowTokenizer(VisualTokenizer):
         """See :meth:`VisualTokenizer.decode`; only the pixel part is read and nothing is drawn."""
         return self._pixels(self.finest(codes)).clamp(-1, 1)
 
+    def pooled(self, codes: Codes) -> Tensor:
+        """See :meth:`VisualTokenizer.pooled`; the last layer and the pooling head are those the tower came with."""
+        tower, restored = self.semantic_encoder, self._restored(self.finest(codes))
+        return tower.pool(tower.run(restored, tower.depth - 1, tower.depth))
+
     def code_vectors(self) -> dict[str, Tensor]:
         """See :meth:`VisualTokenizer.code_vectors`."""
         return self.quantizer.vectors("shared")
@@ -160,11 +165,14 @@ class TokenFlowTokenizer(VisualTokenizer):
         quantized = self.quantizer(self._features(images))
         losses = {"quantizer": quantized.loss}
         if "tokens" in targets:
-            semantic = quantized.latents[..., : self.widths[0]].to(self.dtype)
-            hidden = self.semantic_decoder(self.semantic_stem(semantic) + self.semantic_places)
-            restored = F.cosine_similarity(self.semantic_out(hidden).float(), targets["tokens"].float(), dim=-1)
-            losses["distill.tokens"] = 1 - restored.mean()
+            restored = self._restored(quantized.latents).float()
+            losses["distill.tokens"] = 1 - F.cosine_similarity(restored, targets["tokens"].float(), dim=-1).mean()
         return TrainingTerms(self._pixels(quantized.latents), Codes.full(quantized.ids, self.spec), losses)
+
+    def _restored(self, latents: Tensor) -> Tensor:
+        """Teacher's tokens as the semantic part of ``[B, L * L, C]`` gives them back."""
+        semantic = latents[..., : self.widths[0]].to(self.dtype)
+        return self.semantic_out(self.semantic_decoder(self.semantic_stem(semantic) + self.semantic_places))
 
     def _features(self, images: Tensor) -> Tensor:
         tower, images = self.semantic_encoder, images.to(self.dtype)

@@ -92,16 +92,34 @@ class Recipe:
             FileNotFoundError: no such file.
             ValueError: something that is no recipe; the sentence names the key.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"a recipe file was expected at {path}, which does not exist; check the path")
-        try:
-            data = yaml.load(Path(path).read_text(), _UniqueKeys)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} must be YAML, got {' '.join(str(error).split())}; correct the file") from error
+        data = read_yaml(path)
         if not isinstance(data, dict) or set(data) != {"folder", "stages"} or not isinstance(data["stages"], dict):
             raise ValueError(f"{path} must be a mapping with folder and stages alone, got {_shape(data)}; correct it")
-        stages = tuple(_stage(str(name), entry) for name, entry in data["stages"].items())
-        return cls(Path(folder or str(data["folder"])), stages)
+        return cls(Path(folder or str(data["folder"])), stages_of(data["stages"]))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Plain values of a YAML file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no YAML, or a key that is given twice.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"a recipe file was expected at {path}, which does not exist; check the path")
+    try:
+        return yaml.load(Path(path).read_text(), _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} must be YAML, got {' '.join(str(error).split())}; correct the file") from error
+
+
+def stages_of(entries: Mapping[str, Any]) -> tuple[Stage, ...]:
+    """Stages from a mapping of names to ``run``, ``with`` and ``publish``.
+
+    Raises:
+        ValueError: an entry of another form; the sentence names it.
+    """
+    return tuple(_stage(str(name), entry) for name, entry in entries.items())
 
 
 @dataclass(frozen=True)

@@ -118,13 +118,7 @@ class TeacherTraining(TrainingModule):
                 "a teacher needs a caption for every picture, got one without; add the missing captions or leave those "
                 "pictures out"
             )
-        rows = [self.vocabulary.encode(caption) for caption in captions]
-        longest = max(len(row) for row in rows)
-        if longest > self.text_length:
-            raise ValueError(
-                f"captions must have at most text_length = {self.text_length} pieces, got {longest}; raise text_length"
-            )
-        return torch.tensor([row + [self.padding] * (self.text_length - len(row)) for row in rows])
+        return self.vocabulary.padded(captions, self.text_length)
 
     def _compare(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         captions: list[str] = batch["text"]

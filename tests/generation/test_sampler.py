@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,6 +179,45 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(guidance, head):
         alone = sample_codes(lm, [caption], generators(1, row), sampling)
         assert torch.equal(alone.ids[0], together.ids[row])
     assert len(torch.unique(together.ids, dim=0)) > 1
+
+
+@pytest.mark.parametrize("head", ["flat", "depth"])
+def test_of_several_candidates_the_one_is_kept_that_the_prompt_is_read_from_most_surely(head):
+    lm, sampling = model(head=head), Sampling(guidance=1.0)
+    kept = sample_codes(lm, CAPTIONS, generators(3, 4), replace(sampling, candidates=5)).ids
+    for row, caption in enumerate(CAPTIONS):
+        (stream,) = generators(1, 4)  # every drawing goes on where the last one left the generator
+        drawn = torch.cat([sample_codes(lm, [caption], [stream], sampling).ids for _ in range(5)])
+        read = []
+        for ids in drawn:
+            rows = torch.cat([lm.layout.image(ids), lm.layout.caption_opener(), lm.layout.prompt(caption)[1:-1]])
+            said = [*rows[-len(lm.vocabulary.encode(caption)) :, 0].tolist(), lm.vocabulary.special("<eos>")]
+            with torch.no_grad():
+                hidden = lm.states(rows[None, :, :-1], rows[None, :, -1])[0, -len(said) :]
+                logits = hidden @ lm.output_matrix[: lm.head.text.stop].T
+            read.append(float(logits.log_softmax(-1)[range(len(said)), said].sum()))
+        assert torch.equal(kept[row], drawn[read.index(max(read))])
+        assert max(read) - min(read) > 0.1
+
+
+@pytest.mark.parametrize("head", ["flat", "depth"])
+def test_codebooks_may_have_temperatures_of_their_own(monkeypatch, head):
+    lm = model(head=head)
+    kept, mixed = recorded(monkeypatch, lm), Sampling(1.0, temperature=5.0, temperatures={"pixel": 0.0})
+    ids = sample_codes(lm, CAPTIONS, generators(3), mixed).ids.flatten(1)
+    for column, logits in enumerate(kept):
+        best = torch.equal(ids[:, column], logits.argmax(-1))
+        assert best or column % 3 == 0  # the semantic column
+    assert any(not torch.equal(ids[:, column], kept[column].argmax(-1)) for column in (0, 3, 6, 9))
+    with pytest.raises(ValueError, match="which are semantic, pixel, got 'pixels'; correct the name"):
+        sample_codes(lm, CAPTIONS, generators(3), Sampling(temperatures={"pixels": 1.0}))
+    with pytest.raises(ValueError, match=r"needs temperature >= 0.*got -1.0, 0"):
+        Sampling(temperatures={"pixel": -1.0})
+
+
+def test_candidates_are_at_least_one():
+    with pytest.raises(ValueError, match=r"sampling needs candidates >= 1, got 0; 1 keeps the first drawing"):
+        Sampling(candidates=0)
 
 
 def test_codes_keep_the_spec_and_seeds_matter():

@@ -8,6 +8,7 @@ from smalti.tokenizers.averaged import AveragedQuantizer
 from smalti.tokenizers.checks import check_quantizer
 from smalti.tokenizers.ibq import IndexBackpropagationQuantizer
 from smalti.tokenizers.learned import GradientQuantizer
+from smalti.tokenizers.product import ProductQuantizer
 from smalti.tokenizers.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from smalti.tokenizers.scales import MultiScaleQuantizer
 from smalti.tokenizers.tokenflow import SharedMappingQuantizer
@@ -26,6 +27,7 @@ QUANTIZERS = {
     "gradient-cosine": lambda: GradientQuantizer(4, 16, cosine=True, entropy=0.1),
     "index-backpropagation": lambda: IndexBackpropagationQuantizer(4, 16),
     "multi-codebook": lambda: MultiCodebookQuantizer(4, 16, 2),
+    "product": lambda: ProductQuantizer([VectorQuantizer(1, 16), GradientQuantizer(3, 16)]),
     "shared-mapping": lambda: SharedMappingQuantizer(3, 2, 16),
     "scales": lambda: MultiScaleQuantizer(SharedMappingQuantizer(3, 2, 16), [1, 2, 4]),
 }

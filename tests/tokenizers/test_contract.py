@@ -17,6 +17,7 @@ from smalti.tokenizers.ibq import IndexBackpropagationQuantizer
 from smalti.tokenizers.lavit import LavitTokenizer
 from smalti.tokenizers.learned import GradientQuantizer
 from smalti.tokenizers.losses import PixelLoss
+from smalti.tokenizers.product import ProductQuantizer
 from smalti.tokenizers.qformer import QFormer
 from smalti.tokenizers.quantizers import FiniteScalarQuantizer, Quantizer, VectorQuantizer
 from smalti.tokenizers.queries import GridReader
@@ -80,9 +81,9 @@ def soft():
     return SoftTokenizer(MapEncoder(4, 16, 4, 1), AveragedQuantizer(4, 16), MapDecoder(4, 16, 4, 1), SIDE)
 
 
-def dual(shortcut=None):
+def dual(shortcut=None, **options):
     semantic, pixel = VectorQuantizer(8, 16, depth=2, shared=True), VectorQuantizer(8, 12, depth=3)
-    return DualTokenizer(tower(4), semantic, pixel, ConvDecoder(16, **SHAPE), 3, 2, shortcut)
+    return DualTokenizer(tower(4), semantic, pixel, ConvDecoder(16, **SHAPE), 3, 2, shortcut, **options)
 
 
 TOKENIZERS = {
@@ -93,9 +94,12 @@ TOKENIZERS = {
     "vq-gradient": lambda: conv(GradientQuantizer(4, 16, cosine=True, entropy=0.1)),
     "vq-ibq": lambda: conv(IndexBackpropagationQuantizer(4, 16)),
     "vq-multi": lambda: conv(MultiCodebookQuantizer(6, 16, chunks=3)),
+    "vq-product": lambda: conv(ProductQuantizer([VectorQuantizer(2, 4), VectorQuantizer(4, 16, depth=2)])),
     "vq-shared": lambda: conv(SharedMappingQuantizer(4, 2, 16)),
     "dual": dual,
     "dual-shortcut": lambda: dual(shortcut=1),
+    "dual-both": lambda: dual(decode_semantic=True),
+    "dual-local": lambda: dual(local_pixels=True, local_depth=2, contrast=4),
     "lavit": lavit,
     "seed": lambda: queries(SeedTokenizer, GradientQuantizer(4, 16, codebook=0.25, commitment=1.0)),
     "slot": lambda: queries(SlotTokenizer, VectorQuantizer(4, 16, depth=2), "morph"),

@@ -4,6 +4,7 @@ from torch.nn import functional as F
 
 from smalti.tokenizers.convolutional import ConvDecoder
 from smalti.tokenizers.dual import DualTokenizer
+from smalti.tokenizers.product import ProductQuantizer
 from smalti.tokenizers.quantizers import VectorQuantizer
 from smalti.tokenizers.vision import TransformerDecoder, VisionTower
 
@@ -53,6 +54,20 @@ def test_only_pixel_codes_are_decoded(tokenizer, images):
         ids = codes.ids.clone()
         ids[..., columns] = (ids[..., columns] + 1) % 12
         assert torch.equal(tokenizer.decode(type(codes).full(ids, codes.spec)), pixels) is not matters
+
+
+def test_pixels_may_be_decoded_from_both_kinds_of_code(images):
+    tokenizer = build(decode_semantic=True).eval()
+    codes = tokenizer.encode(images)
+    pixels = tokenizer.decode(codes)
+    for columns in (slice(0, 2), slice(2, 5)):
+        ids = codes.ids.clone()
+        ids[..., columns] = (ids[..., columns] + 1) % 12
+        assert not torch.equal(tokenizer.decode(type(codes).full(ids, codes.spec)), pixels)
+    terms = tokenizer.train().training_step_terms(images)
+    terms.reconstruction.square().mean().backward()
+    assert tokenizer.to_semantic.skip.weight.grad.abs().sum() > 0
+    assert build().semantic_to_decoder is None
 
 
 def test_shortcut_is_weighted(images):
@@ -134,16 +149,18 @@ def test_decoder_must_unfold_to_the_image(decoder):
         build(decoder=decoder)
 
 
-def test_local_pixel_codes_depend_on_their_patch_alone(images):
-    tokenizer = build(pixel_layer=0, local_pixels=True).eval()
+@pytest.mark.parametrize("local_depth", [0, 2])
+def test_local_pixel_codes_depend_on_their_patch_alone(images, local_depth):
+    tokenizer = build(pixel_layer=0, local_pixels=True, local_depth=local_depth).eval()
     changed = images.clone()
     changed[:, :, :4, :4] = -changed[:, :, :4, :4]  # the first patch
     first, second = tokenizer.encode(images).of("pixel"), tokenizer.encode(changed).of("pixel")
     assert torch.equal(first[:, 1:], second[:, 1:])
 
 
-def test_placeless_pixel_codes(images):
-    tokenizer = build(pixel_layer=0, local_pixels=True, placeless_pixels=True).eval()
+@pytest.mark.parametrize("local_depth", [0, 2])
+def test_placeless_pixel_codes(images, local_depth):
+    tokenizer = build(pixel_layer=0, local_pixels=True, placeless_pixels=True, local_depth=local_depth).eval()
     moved = images.roll((4, 8), dims=(2, 3))  # by one patch down and two to the right
     side = tokenizer.encoder.grid
     codes = [tokenizer.encode(pixels).of("pixel").unflatten(1, (side, side)) for pixels in (images, moved)]
@@ -155,3 +172,29 @@ def test_placeless_pixel_codes(images):
 def test_placeless_pixel_codes_read_only_their_patch(options):
     with pytest.raises(ValueError, match="placeless pixel codes need pixel_layer 0, local_pixels and no shortcut, got"):
         build(**{"pixel_layer": 0, "local_pixels": True, "placeless_pixels": True} | options)
+
+
+def test_local_layers_need_local_pixels():
+    with pytest.raises(ValueError, match="local_depth 2 needs local_pixels, got False; switch it on or leave 0"):
+        build(local_depth=2)
+
+
+def test_contrast_codes_are_the_same_in_every_colour():
+    quantizer = ProductQuantizer([VectorQuantizer(4, 12), VectorQuantizer(4, 12)])
+    tower = VisionTower(16, patch_size=4, width=16, layers=2, heads=2)
+    decoder, options = ConvDecoder(16, 8, (1, 1, 2), 1), {"pixel_layer": 0, "local_pixels": True}
+    tokenizer = DualTokenizer(tower, VectorQuantizer(8, 16), quantizer, decoder, 1, **options, contrast=4).eval()
+    covered = torch.rand(2, 1, 16, 16)
+    dark, light, other = (
+        torch.tensor(color)[:, None, None] for color in ([-1, -0.5, 0], [0.2, 0.9, -0.1], [0, 0, 1.0])
+    )
+    codes = [tokenizer.encode(dark + covered * (color - dark)) for color in (light, other)]
+    assert torch.equal(codes[0].of("pixel.1"), codes[1].of("pixel.1"))
+    assert len(codes[0].of("pixel.1").unique()) > 1
+    assert not torch.equal(codes[0].of("pixel.0"), codes[1].of("pixel.0"))
+
+
+@pytest.mark.parametrize("options", [{"contrast": 8, "pixel_layer": 0, "local_pixels": True}, {"contrast": 4}])
+def test_contrast_leaves_channels_of_local_pixels(options):
+    with pytest.raises(ValueError, match="contrast must leave some of the 8 channels of local pixels"):
+        build(**options)

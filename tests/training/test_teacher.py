@@ -47,7 +47,7 @@ def test_captions_are_padded_and_must_fit():
     ids = module.text_ids(["a red circle"])
     assert ids.shape == (1, 6)
     assert ids[0, 3:].tolist() == [module.padding] * 3
-    with pytest.raises(ValueError, match=r"at most text_length = 2 pieces, got 3; raise text_length"):
+    with pytest.raises(ValueError, match=r"at most 2 pieces here, got 3; shorten them or raise text_length"):
         teacher(text_length=2).text_ids(["a red circle"])
 
 

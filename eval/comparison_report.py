@@ -1,0 +1,133 @@
+"""A comparison of tokenizers as JSON, as one HTML page and as a sheet of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..data.transforms import to_pil
+from .comparison import Row
+from .page import duration
+from .protocol import Protocol, write_result
+from .report import Report, Table, write_report
+from .sheets import grid, save_png
+
+#: Columns of the table: title, key of the scores, and how the number is written.
+COLUMNS = (
+    ("PSNR dB", "psnr", "{:.1f}"),
+    ("SSIM", "ssim", "{:.3f}"),
+    ("rFID", "rfid", "{:.2f}"),
+    ("codes", "tokens", "{:.0f}"),
+    ("bits", "bits", "{:.0f}"),
+    ("probe", "probe", "{:.3f}"),
+    ("zero-shot", "zero_shot", "{:.3f}"),
+    ("encode/s", "encode_per_second", "{:.0f}"),
+    ("decode/s", "decode_per_second", "{:.0f}"),
+    ("M parameters", "parameters", "{:.2f}"),
+    ("peak MiB", "peak_memory_mib", "{:.0f}"),
+    ("trained", "seconds", "{}"),
+)
+
+
+def write_comparison(
+    folder: Path,
+    title: str,
+    rows: Sequence[Row],
+    protocol: Protocol,
+    originals: Tensor,
+    seconds: Mapping[str, float] | None = None,
+) -> str:
+    """Write ``tokenizers.json``, ``tokenizers.html`` and ``tokenizers.png``.
+
+    Args:
+        folder: of the files.
+        title: of the page.
+        rows: one for each tokenizer.
+        protocol: how all were measured.
+        originals: ``[S, 3, H, W]`` in [-1, 1], what the rows show reconstructions of.
+        seconds: of training, by row.
+
+    Returns:
+        The table in Markdown.
+
+    Raises:
+        ValueError: a score that is not finite; the sentence names it.
+    """
+    times = seconds or {}
+    scores = {row.name: {**row.scores, **({"seconds": times[row.name]} if row.name in times else {})} for row in rows}
+    models = {row.name: f"{row.family} {row.fingerprint}" for row in rows}
+    write_result(folder / "tokenizers.json", scores, protocol, models)
+    table, books = _table(rows, scores), _codebooks(rows)
+    sheet = _sheet(rows, originals)
+    save_png(sheet, folder / "tokenizers.png")
+    note = f"rFID is measured with: {protocol.extractor}. It compares with no other rFID."
+    write_report(
+        folder / "tokenizers.html",
+        Report(
+            title,
+            f"{len(rows)} tokenizers, the same pictures and the same training",
+            protocols={"all numbers": protocol},
+            tables={"Tokenizers": table, "Codebooks": books},
+            sheets={"Originals, and the same pictures after each tokenizer": sheet},
+            stages=times,
+            notes=[note],
+        ),
+    )
+    return markdown(table)
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown."""
+    kept = [at for at in range(len(table.head)) if any(row[at] for row in table.rows)]
+    rules = ["---:" if at in table.numeric else "---" for at in kept]
+    lines = [[table.head[at] for at in kept], rules, *[[row[at] for at in kept] for row in table.rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _table(rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> Table:
+    head = ["tokenizer", "usage", "perplexity", *(title for title, _, _ in COLUMNS)]
+    lines = [
+        [
+            row.name,
+            _range(row.scores["usage"], "{:.0%}"),
+            _range(row.scores["perplexity"], "{:.0f}"),
+            *(_written(scores[row.name], key, shape) for _, key, shape in COLUMNS),
+        ]
+        for row in rows
+    ]
+    return Table(head, lines, frozenset(range(1, len(head))))
+
+
+def _written(scores: Mapping[str, Any], key: str, shape: str) -> str:
+    value = scores.get(key)
+    if value is None:
+        return ""
+    if key == "seconds":
+        return duration(value)
+    return shape.format(value / 1e6 if key == "parameters" else value)
+
+
+def _range(values: Mapping[str, float], shape: str) -> str:
+    """Smallest and largest over the codebooks."""
+    ends = dict.fromkeys(shape.format(value) for value in (min(values.values()), max(values.values())))
+    return " to ".join(ends)
+
+
+def _codebooks(rows: Sequence[Row]) -> Table:
+    lines = [
+        [row.name, book, f"{row.scores['usage'][book]:.1%}", f"{row.scores['perplexity'][book]:.1f}"]
+        for row in rows
+        for book in row.scores["usage"]
+    ]
+    return Table(["tokenizer", "codebook", "usage", "perplexity"], lines, frozenset({2, 3}))
+
+
+def _sheet(rows: Sequence[Row], originals: Tensor) -> Image.Image:
+    named = [("original", originals), *((row.name, row.pictures) for row in rows)]
+    pictures = [picture for _, images in named for picture in to_pil(images)]
+    labels = [name if at == 0 else "" for name, images in named for at in range(len(images))]
+    return grid(pictures, len(originals), max(1, 96 // originals.shape[-1]), labels=labels)
