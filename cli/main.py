@@ -22,6 +22,7 @@ COMMANDS = {
     "import": ("weights", "turn a checkpoint of another project into a tokenizer folder"),
     "run": ("run", "carry out a recipe: every stage from data to report, resumable"),
     "bench": ("bench", "train tokenizers of several families alike and compare them in one table"),
+    "doctor": ("doctor", "say what is wrong with a run or a tokenizer, and what helps"),
     "fit": ("fit", "train a tokenizer, a teacher, a language model or a decoder from a configuration"),
     "validate": ("fit", "measure a checkpoint on the validation data of a configuration"),
     "test": ("fit", "measure a checkpoint on the test data of a configuration"),

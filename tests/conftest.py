@@ -47,15 +47,29 @@ def capped(value: Any, caps: dict[str, int]) -> Any:
     }
 
 
+def drawn(value: Any, size: int) -> Any:
+    """``value`` with pictures of the embedded world in place of files, which tests do not have."""
+    if isinstance(value, list):
+        return [drawn(item, size) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("class_path") in ("ImageFolder", "WebDataset", "CaptionTable", "HubDataset", "ArrowFiles"):
+        return {"class_path": "Scenes", "init_args": {"count": 600, "size": size}}
+    return {name: drawn(item, size) for name, item in value.items()}
+
+
 @pytest.fixture(scope="session")
 def shrunk() -> Callable[[Path], dict[str, Any]]:
-    """Read a recipe of any kind, with all its stages, in a size that runs in seconds."""
+    """Read a recipe, or a comparison, with all its stages in a size that runs in seconds."""
 
     def read(path: Path) -> dict[str, Any]:
         recipe = yaml.safe_load(path.read_text())
+        if "compare" in recipe:
+            recipe = drawn(recipe, recipe["compare"]["size"])
         words = CAPS | {"count": 600}  # few pictures do not show every word
-        for stage in recipe["stages"].values():
+        for stage in recipe.get("stages", recipe.get("before")).values():
             stage["with"] = capped(stage["with"], words if stage["run"] == "vocabulary" else CAPS)
-        return recipe
+        shared = {name: capped(recipe[name], CAPS) for name in ("training", "families") if name in recipe}
+        return recipe | shared | ({"compare": capped(recipe["compare"], CAPS | {"count": 60})} if shared else {})
 
     return read

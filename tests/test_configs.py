@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.y*ml"))
 CONTENT = {file: yaml.safe_load(file.read_text()) for file in FILES}
 RECIPES = [file for file in FILES if "stages" in CONTENT[file]]
-CONFIGURATIONS = [file for file in FILES if file not in RECIPES]
+BENCHES = [file for file in FILES if "families" in CONTENT[file]]
+CONFIGURATIONS = [file for file in FILES if file not in RECIPES + BENCHES]
 
 #: Numbers that a configuration is trained with, wherever they stand; what decides a shape stays as it is.
 SMALL = {"max_steps": 2, "val_check_interval": 2, "batch_size": 2, "held_out": 2, "count": 8, "warmup_steps": 1}
@@ -61,8 +62,9 @@ def made_tiny(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return config
 
 
-def test_there_are_configurations_of_both_kinds():
+def test_there_are_configurations_of_all_kinds():
     assert RECIPES
+    assert BENCHES
     assert CONFIGURATIONS
 
 
@@ -75,6 +77,7 @@ def test_the_header_says_how_to_run_it_and_how_good_it_is(file):
     assert command[1] in COMMANDS
     assert file.relative_to(ROOT).as_posix() in command
     assert (command[1] == "run") == (file in RECIPES)
+    assert (command[1] == "bench") == (file in BENCHES)
     text = " ".join(line.removeprefix("#").strip() for line in lines)
     assert "not yet trained" in text or MEASURED.search(text), "a header has a measured result or 'not yet trained'"
 
@@ -122,3 +125,15 @@ def test_a_recipe_runs_from_end_to_end(file, shrunk, tmp_path):
             assert read_result(tmp_path / "run" / stage / "scores.json").scores["scene_eval"]["oracle"] == 1
             model = entry["with"]["model"].replace("${", f"{tmp_path}/run/").replace("}", "")
             assert TextToImagePipeline.from_pretrained(model).lm.vocabulary.codebooks
+
+
+@pytest.mark.parametrize("file", BENCHES, ids=name)
+def test_a_comparison_runs_from_end_to_end(file, shrunk, tmp_path):
+    config = shrunk(file)
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    folder = tmp_path / "run"
+    assert main(["bench", "tokenizers", "-c", str(tmp_path / "bench.yaml"), "--folder", str(folder)]) == 0
+    scores = read_result(folder / "tokenizers.json").scores
+    assert list(scores) == list(config["families"])
+    for published in ("tokenizers.html", "tokenizers.png", "tokenizers.md"):
+        assert (folder / published).stat().st_size > 0

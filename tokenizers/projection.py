@@ -47,6 +47,7 @@ class AttentionProjection(nn.Module):
         self.norm_attention, self.norm_skip = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * self.inner, bias=False)
         self.query_bias, self.value_bias = (nn.Parameter(torch.zeros(self.inner)) for _ in range(2))
+        self.query_bias.requires_grad_(not local)  # nothing is asked where there is one position
         self.out = nn.Linear(out_dim, out_dim)
         self.skip = nn.Linear(dim, out_dim)
         self.norm_mlp = nn.LayerNorm(out_dim)

@@ -94,7 +94,7 @@ TOKENIZERS = {
     "vq-gradient": lambda: conv(GradientQuantizer(4, 16, cosine=True, entropy=0.1)),
     "vq-ibq": lambda: conv(IndexBackpropagationQuantizer(4, 16)),
     "vq-multi": lambda: conv(MultiCodebookQuantizer(6, 16, chunks=3)),
-    "vq-product": lambda: conv(ProductQuantizer([VectorQuantizer(2, 4), VectorQuantizer(4, 16, depth=2)])),
+    "vq-product": lambda: conv(ProductQuantizer([VectorQuantizer(2, 12), VectorQuantizer(4, 16, depth=2)])),
     "vq-shared": lambda: conv(SharedMappingQuantizer(4, 2, 16)),
     "dual": dual,
     "dual-shortcut": lambda: dual(shortcut=1),
