@@ -19,8 +19,8 @@ class DualTokenizer(VisualTokenizer):
     """Two codebooks over one grid (DualToken, https://arxiv.org/abs/2503.14324).
 
     The pixel feature is ``project(h[pixel_layer]) + shortcut_weight * project(h[shortcut_layer])``; only pixel codes
-    are decoded, unless ``decode_semantic``. The semantic feature is ``project(h[semantic_layer])``; its codes replace
-    that hidden state, run through the remaining layers and the pooling head, and are kept close to a frozen teacher.
+    are decoded. The semantic feature is ``project(h[semantic_layer])``; its codes replace that hidden state, run
+    through the remaining layers and the pooling head, and are kept close to a frozen teacher.
 
     Args:
         encoder: the vision tower, usually started from the teacher's weights.
@@ -43,9 +43,6 @@ class DualTokenizer(VisualTokenizer):
             (:class:`~smalti.tokenizers.projection.ContrastProjection`): codes of edges are then the same in every
             colour, and a :class:`~smalti.tokenizers.product.ProductQuantizer` keeps them apart from codes of colours.
             For local pixels without a shortcut; none by default.
-        decode_semantic: decode pixels from both kinds of code, as TokenFlow does (https://arxiv.org/abs/2412.03069):
-            what a thing is then helps to draw it where its pixel codes are few or wrong. The paper's decoder reads
-            pixel codes alone.
 
     Raises:
         ValueError: layers out of order or beyond the tower, a decoder that does not fit its grid, pixel codes that are
@@ -67,7 +64,6 @@ class DualTokenizer(VisualTokenizer):
         placeless_pixels: bool = False,
         local_depth: int = 0,
         contrast: int = 0,
-        decode_semantic: bool = False,
     ) -> None:
         super().__init__()
         _check_layers(encoder.depth, semantic_layer, pixel_layer, shortcut_layer)
@@ -102,9 +98,6 @@ class DualTokenizer(VisualTokenizer):
         )
         self.from_semantic = AttentionProjection(semantic.dim, encoder.width, causal=True)
         self.from_pixel = AttentionProjection(pixel.dim, decoder.dim, causal=True)
-        self.semantic_to_decoder = (
-            AttentionProjection(semantic.dim, decoder.dim, causal=True) if decode_semantic else None
-        )
         layout = CodeLayout("grid", (encoder.grid, encoder.grid))
         books = (*semantic.codebooks("semantic"), *pixel.codebooks("pixel"))
         self.set_spec(CodeSpec(layout, books), (encoder.image_size, encoder.image_size), encoder.patch_size)
@@ -120,10 +113,9 @@ class DualTokenizer(VisualTokenizer):
         return torch.cat([self.semantic.lookup(codes.of("semantic")), self.pixel.lookup(codes.of("pixel"))], dim=-1)
 
     def decode(self, codes: Codes, generator: torch.Generator | None = None) -> Tensor:
-        """See :meth:`VisualTokenizer.decode`; nothing is drawn."""
+        """See :meth:`VisualTokenizer.decode`; only pixel codes are read and nothing is drawn."""
         self.check_codes(codes)
-        semantic, pixel = self.semantic.lookup(codes.of("semantic")), self.pixel.lookup(codes.of("pixel"))
-        return self._pixels(semantic, pixel).clamp(-1, 1)
+        return self._pixels(self.pixel.lookup(codes.of("pixel"))).clamp(-1, 1)
 
     def pooled(self, codes: Codes) -> Tensor:
         """See :meth:`VisualTokenizer.pooled`; of the semantic codes, through the remaining layers."""
@@ -150,7 +142,7 @@ class DualTokenizer(VisualTokenizer):
         losses = {"quantizer.semantic": semantic.loss, "quantizer.pixel": pixel.loss}
         if targets:
             losses |= self._distillation(semantic.latents, targets)
-        return TrainingTerms(self._pixels(semantic.latents, pixel.latents), self._codes(semantic, pixel), losses)
+        return TrainingTerms(self._pixels(pixel.latents), self._codes(semantic, pixel), losses)
 
     def _quantize(self, images: Tensor) -> tuple[Quantized, Quantized]:
         start = 0 if self.shortcut_layer is None else self.shortcut_layer
@@ -168,11 +160,8 @@ class DualTokenizer(VisualTokenizer):
     def _codes(self, semantic: Quantized, pixel: Quantized) -> Codes:
         return Codes.full(torch.cat([semantic.ids, pixel.ids], dim=-1), self.spec)
 
-    def _pixels(self, semantic: Tensor, pixel: Tensor) -> Tensor:
-        hidden = self.from_pixel(pixel.to(self.dtype))
-        if self.semantic_to_decoder is not None:
-            hidden = hidden + self.semantic_to_decoder(semantic.to(self.dtype))
-        features = hidden.transpose(1, 2).unflatten(2, self.spec.layout.shape)
+    def _pixels(self, latents: Tensor) -> Tensor:
+        features = self.from_pixel(latents.to(self.dtype)).transpose(1, 2).unflatten(2, self.spec.layout.shape)
         if features.shape[2] != self.side:
             features = F.interpolate(features, (self.side, self.side), mode="bilinear", align_corners=False)
         return self.decoder(features)

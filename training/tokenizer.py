@@ -10,7 +10,6 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
 
 from ..tokenizers.base import TrainingTerms, VisualTokenizer
-from ..tokenizers.codes import Codes
 from ..tokenizers.convolutional import Decoder
 from ..tokenizers.discriminator import PatchDiscriminator
 from ..tokenizers.losses import PixelLoss
@@ -21,7 +20,6 @@ from .data import ImageData
 from .frozen import Frozen
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings, Trained
-from .perturb import CodeNoise, perturbed
 from .precision import SaveDtype, rounded
 from .usage import CodeUsage
 
@@ -39,8 +37,6 @@ class TokenizerTraining(TrainingModule):
         teacher: gives the family its targets; frozen, and not part of checkpoints.
         discriminator: for an adversarial loss; none by default.
         adversarial: when and how much it counts.
-        noise: also decode codes with errors in them, so that the decoder draws over the slips of a language model;
-            none by default.
         optimizer: of the tokenizer; the discriminator shares all but the learning rate.
         guard: see :class:`~smalti.training.base.TrainingModule`.
         seed: see :class:`~smalti.training.base.TrainingModule`.
@@ -61,7 +57,6 @@ class TokenizerTraining(TrainingModule):
         teacher: VisionTower | None = None,
         discriminator: PatchDiscriminator | None = None,
         adversarial: AdversarialSettings = ADVERSARIAL,
-        noise: CodeNoise | None = None,
         optimizer: OptimizerSettings = OPTIMIZER,
         guard: GuardSettings = GUARD,
         seed: int = 0,
@@ -76,7 +71,6 @@ class TokenizerTraining(TrainingModule):
             )
         self.tokenizer = tokenizer.train()
         self.pixel_loss, self.discriminator, self.adversarial = pixel_loss, discriminator, adversarial
-        self.noise = noise
         self.weights, self.save_to = dict(weights or {}), save_to
         self.save_dtype: SaveDtype = save_dtype
         self._teacher = None if teacher is None else Frozen(teacher)
@@ -102,8 +96,6 @@ class TokenizerTraining(TrainingModule):
         terms = self.tokenizer.training_step_terms(images, **self._targets(images))
         pixel = self.pixel_loss(terms.reconstruction, images)
         losses = pixel | self._weighted(terms)
-        if self.noise is not None:
-            losses |= self._with_errors(terms.codes, images, self.noise)
         if self.discriminator is not None:
             reconstruction = torch.stack(list(pixel.values())).sum()
             losses |= self._adversarial(self.discriminator, images, terms.reconstruction, reconstruction)
@@ -150,11 +142,6 @@ class TokenizerTraining(TrainingModule):
         if self._teacher is not None and not any(name.startswith("distill.") for name in terms.losses):
             raise ValueError(f"{type(self.tokenizer).__name__} learns nothing from a teacher; leave the teacher out")
         return {name: self.weights.get(name, 1.0) * value for name, value in terms.losses.items()}
-
-    def _with_errors(self, codes: Codes, images: Tensor, noise: CodeNoise) -> dict[str, Tensor]:
-        wrong = perturbed(codes, self.tokenizer.code_vectors(), noise)
-        found = self.pixel_loss(self.tokenizer.decode(wrong), images)
-        return {f"perturbed.{name}": noise.weight * value for name, value in found.items()}
 
     def _adversarial(
         self, discriminator: nn.Module, images: Tensor, reconstruction: Tensor, pixel: Tensor

@@ -98,7 +98,6 @@ TOKENIZERS = {
     "vq-shared": lambda: conv(SharedMappingQuantizer(4, 2, 16)),
     "dual": dual,
     "dual-shortcut": lambda: dual(shortcut=1),
-    "dual-both": lambda: dual(decode_semantic=True),
     "dual-local": lambda: dual(local_pixels=True, local_depth=2, contrast=4),
     "lavit": lavit,
     "seed": lambda: queries(SeedTokenizer, GradientQuantizer(4, 16, codebook=0.25, commitment=1.0)),

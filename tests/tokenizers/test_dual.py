@@ -56,20 +56,6 @@ def test_only_pixel_codes_are_decoded(tokenizer, images):
         assert torch.equal(tokenizer.decode(type(codes).full(ids, codes.spec)), pixels) is not matters
 
 
-def test_pixels_may_be_decoded_from_both_kinds_of_code(images):
-    tokenizer = build(decode_semantic=True).eval()
-    codes = tokenizer.encode(images)
-    pixels = tokenizer.decode(codes)
-    for columns in (slice(0, 2), slice(2, 5)):
-        ids = codes.ids.clone()
-        ids[..., columns] = (ids[..., columns] + 1) % 12
-        assert not torch.equal(tokenizer.decode(type(codes).full(ids, codes.spec)), pixels)
-    terms = tokenizer.train().training_step_terms(images)
-    terms.reconstruction.square().mean().backward()
-    assert tokenizer.to_semantic.skip.weight.grad.abs().sum() > 0
-    assert build().semantic_to_decoder is None
-
-
 def test_shortcut_is_weighted(images):
     """Weight zero is no shortcut; the pixel feature is linear in the weight."""
     features = {}

@@ -22,13 +22,11 @@ from smalti.tokenizers.vq import VQTokenizer
 from smalti.training.adversarial import AdversarialSettings, adaptive_weight, discriminator_term, generator_term
 from smalti.training.interrupt import GracefulInterrupt
 from smalti.training.optimizer import OptimizerSettings
-from smalti.training.perturb import CodeNoise
 from smalti.training.resume import ResumableData
 from smalti.training.seeding import seed_batch
 from smalti.training.tokenizer import TokenizerTraining
 
 SIZE = 16
-TERMS = ("train/l1", "train/quantizer", "train/perturbed.l1")
 
 
 class Noise(ResumableData):
@@ -280,29 +278,6 @@ def test_weights_scale_the_terms_of_the_family(tmp_path):
         fitting.fit(run, Noise())
         losses.append(float(fitting.callback_metrics["train/quantizer"]))
     assert losses[1] == pytest.approx(3 * losses[0])
-
-
-def test_a_decoder_learns_from_codes_with_errors(tmp_path):
-    found = {}
-    for name, noise in (("none", None), ("some", CodeNoise(rate=1.0, near=3, weight=2.0))):
-        run = module(noise=noise)
-        fitting = trainer(tmp_path, max_steps=1, limit_val_batches=0)
-        fitting.fit(run, Noise())
-        found[name] = fitting.callback_metrics
-    assert "train/perturbed.l1" not in found["none"]
-    assert float(found["some"]["train/perturbed.l1"]) > 0
-    assert float(found["some"]["train/l1"]) == float(found["none"]["train/l1"])
-    parts = sum(float(value) for name, value in found["some"].items() if name in TERMS)
-    assert float(found["some"]["train/loss"]) == pytest.approx(parts)
-
-
-def test_errors_teach_the_decoder_alone():
-    run = module(noise=CodeNoise(rate=1.0, near=3))
-    images = torch.rand(2, 3, SIZE, SIZE)
-    codes = run.tokenizer.training_step_terms(images).codes
-    sum(run._with_errors(codes, images, run.noise).values()).backward()
-    assert all(p.grad is None for p in run.tokenizer.encoder.parameters())
-    assert all(p.grad is not None for p in run.tokenizer.decoder.parameters())
 
 
 def test_weights_of_unknown_terms_are_an_error(tmp_path):
