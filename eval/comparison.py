@@ -66,7 +66,7 @@ def compare_tokenizer(
         device: where it runs.
         shown: reconstructions kept.
     """
-    tokenizer: Any = VisualTokenizer.from_pretrained(folder).eval()
+    tokenizer = VisualTokenizer.from_pretrained(folder).eval()
     torch.nn.Module.to(tokenizer, torch.device(device))
     scores, pictures = _reconstruction(tokenizer, data, extractor, shown)
     scores |= _understanding(tokenizer, data, extractor)
