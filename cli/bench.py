@@ -123,8 +123,7 @@ def compare(
         rows.append(compare_tokenizer(name, model, data, extractor, where))
     protocol = comparison_protocol(data, extractor, list(models))
     seconds = {name: time for name, time in timings(folder.parent).items() if name in models}
-    table = write_comparison(folder, title, rows, protocol, originals(data), seconds)
-    (folder / "tokenizers.md").write_text(table + "\n")
+    write_comparison(folder, title, rows, protocol, originals(data), seconds)
 
 
 def _training(name: str, own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:

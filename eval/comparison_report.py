@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ..data.files import atomic_file
 from ..data.transforms import to_pil
 from .comparison import Row
 from .page import duration
@@ -41,7 +42,7 @@ def write_comparison(
     originals: Tensor,
     seconds: Mapping[str, float] | None = None,
 ) -> str:
-    """Write ``tokenizers.json``, ``tokenizers.html`` and ``tokenizers.png``.
+    """Write ``tokenizers.json``, ``tokenizers.html``, ``tokenizers.png`` and ``tokenizers.md``.
 
     Args:
         folder: of the files.
@@ -77,7 +78,10 @@ def write_comparison(
             notes=[note],
         ),
     )
-    return markdown(table)
+    text = markdown(table)
+    with atomic_file(folder / "tokenizers.md") as file:
+        file.write_text(text + "\n")
+    return text
 
 
 def markdown(table: Table) -> str:

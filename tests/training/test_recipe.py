@@ -118,9 +118,9 @@ def test_an_interrupted_stage_continues_with_its_folder_intact(tmp_path):
 def test_an_interrupted_stage_that_changed_starts_anew(tmp_path):
     def interrupt(folder, arguments):
         (folder / "part.txt").write_text("half")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("stopped")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
         run_recipe(recipe(tmp_path), {"work": interrupt})
     worker = Worker()
     run_recipe(recipe(tmp_path, data={"count": 4}), {"work": worker})
@@ -129,7 +129,7 @@ def test_an_interrupted_stage_that_changed_starts_anew(tmp_path):
 
 def test_an_unfinished_clearing_is_no_finished_stage(tmp_path, monkeypatch):
     def interrupted(path):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("stopped")
 
     def work(folder, arguments):
         (folder / "logs").mkdir()
@@ -137,7 +137,7 @@ def test_an_unfinished_clearing_is_no_finished_stage(tmp_path, monkeypatch):
     run_recipe(recipe(tmp_path), {"work": work})
     with monkeypatch.context() as patch:
         patch.setattr("smalti.training.recipe.shutil.rmtree", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="stopped"):
             run_recipe(recipe(tmp_path, data={"count": 4}), {"work": work})
     worker = Worker()
     run_recipe(recipe(tmp_path), {"work": worker})  # the recipe as it was first
@@ -209,11 +209,11 @@ def test_a_plan_tells_what_the_next_call_does(tmp_path):
     def work(folder, arguments):
         (folder / "part.txt").write_text("half")
         if folder.name == "teacher":
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped")
 
     assert set(states(tmp_path / "run").values()) == {"new"}
     assert not (tmp_path / "run").exists()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
         run_recipe(recipe(tmp_path / "run"), {"work": work})
     found = {"data": "finished", "tokenizer": "finished", "teacher": "interrupted", "lm": "new"}
     assert states(tmp_path / "run") == found
@@ -257,10 +257,10 @@ def test_timings_of_finished_stages_in_order_and_over_all_attempts(tmp_path):
         attempts.append(folder.name)
         time.sleep(0.05)
         if attempts == ["z"]:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped")
 
     plan = Recipe(tmp_path, (Stage("z", "work"), Stage("a", "work")))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
         run_recipe(plan, {"work": work})
     assert timings(tmp_path) == {}
     done = run_recipe(plan, {"work": work})
