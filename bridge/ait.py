@@ -9,15 +9,57 @@ import torch
 from torch import Tensor, nn
 
 from ..tokenizers.averaged import AveragedQuantizer
-from ..tokenizers.soft import MapDecoder, MapEncoder, soft_rows
+from ..tokenizers.soft import UNSCALED, MapDecoder, MapEncoder, SoftTokenizer, soft_rows
 from .golden import Golden
 from .keymap import Copy, Rule, fill
 from .tensors import gradients, of_map, to_map
 
+#: Configuration of the released tokenizer of depth maps in metres.
+DEPTH: Mapping[str, Any] = {
+    "image_size": 480,
+    "num_tokens": 128,
+    "codebook_dim": 512,
+    "num_resnet_blocks": 2,
+    "hidden_dim": 16,
+    "downsample_ratio": 32,
+    "use_norm": False,
+    "max_value": 10.0,
+    "residul_type": "v1",
+    "train_objective": "regression",
+    "ema_decay": 0.99,
+    "commitment_cost": 0.25,
+}
+#: What differs in that of instance masks.
+MASKS: Mapping[str, Any] = {**DEPTH, "image_size": 64, "downsample_ratio": 16, "use_norm": True, "max_value": 1.0}
+_BUILT_FOR = {"residul_type": "v1", "train_objective": "regression"}
 
-def rules(built: nn.ModuleDict) -> list[Rule]:
+
+def tokenizer(config: Mapping[str, Any]) -> SoftTokenizer:
+    """An untrained tokenizer of a reference configuration; -1 and 1 of its pictures are 0 and ``max_value`` of maps.
+
+    Raises:
+        ValueError: a configuration that no release was trained with.
+    """
+    for name, value in _BUILT_FOR.items():
+        if config[name] != value:
+            raise ValueError(f"{name} must be {value!r} as released, got {config[name]!r}; leave it out")
+    span = UNSCALED if config["use_norm"] else (0.0, config["max_value"])
+    shape = (config["codebook_dim"], config["hidden_dim"] * config["downsample_ratio"] // 2)
+    shape = (*shape, config["downsample_ratio"], config["num_resnet_blocks"], 1, span)
+    quantizer = AveragedQuantizer(
+        config["codebook_dim"],
+        config["num_tokens"],
+        decay=config["ema_decay"],
+        commitment=config["commitment_cost"],
+        keep_smoothed=True,
+        revive_below=0.0,
+    )
+    return SoftTokenizer(MapEncoder(*shape), quantizer, MapDecoder(*shape), config["image_size"])
+
+
+def rules(built: SoftTokenizer | nn.ModuleDict) -> list[Rule]:
     """Reference names of encoder, decoder, table and its averages."""
-    decoder = built["decoder"]
+    decoder = built.get_submodule("decoder")
     assert isinstance(decoder, MapDecoder)
     return [
         Copy(rf"decoder\.{len(decoder.layers)}\.(weight|bias)", r"decoder.last.\1"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.files import atomic_file
 from ..tokenizers.base import VisualTokenizer
-from . import llamagen
+from . import ait, ibq, llamagen, tokenflow, unitok
 from .keymap import Rule, fill
 
 
@@ -30,6 +30,7 @@ class Format:
     build: Callable[[Mapping[str, Any]], VisualTokenizer]  #: an untrained tokenizer of a configuration
     rules: Callable[[Any], Sequence[Rule]]  #: the key map into that tokenizer
     inside: tuple[str, ...] = ()  #: keys of the checkpoint's dictionary that may hold the weights
+    prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict  #: which of the stored weights are meant
 
 
 FORMATS: Mapping[str, Format] = {
@@ -40,6 +41,40 @@ FORMATS: Mapping[str, Format] = {
         llamagen.vq_tokenizer,
         llamagen.vq_rules,
         ("ema", "model", "state_dict"),
+    ),
+    "ibq": Format(
+        "TencentARC/SEED-Voken, IBQ (https://arxiv.org/abs/2412.02692)",
+        "Apache-2.0",
+        ibq.IBQ_16384,
+        ibq.tokenizer,
+        ibq.rules,
+        ("state_dict",),
+        ibq.averaged,
+    ),
+    "ait": Format(
+        "SwinTransformer/AiT (https://arxiv.org/abs/2301.02229)",
+        "none stated",
+        ait.DEPTH,
+        ait.tokenizer,
+        ait.rules,
+        ("weights",),
+    ),
+    "tokenflow": Format(
+        "ByteVisionLab/TokenFlow (https://arxiv.org/abs/2412.03069)",
+        "Apache-2.0; the weights' card says MIT",
+        tokenflow.TOKENFLOW,
+        tokenflow.tokenizer,
+        tokenflow.rules,
+        ("ema", "model", "state_dict"),
+        tokenflow.prepared,
+    ),
+    "unitok": Format(
+        "FoundationVision/UniTok (https://arxiv.org/abs/2502.20321)",
+        "MIT",
+        unitok.UNITOK,
+        unitok.tokenizer,
+        unitok.rules,
+        ("trainer.unitok",),
     ),
 }
 
@@ -70,7 +105,7 @@ def import_checkpoint(
     if unknown:
         raise ValueError(f"{kind} has the fields {', '.join(chosen.default)}, got {unknown[0]!r}; correct the name")
     tokenizer = chosen.build({**chosen.default, **(config or {})})
-    fill(tokenizer, read_weights(checkpoint, chosen.inside), chosen.rules(tokenizer), str(checkpoint))
+    fill(tokenizer, chosen.prepare(read_weights(checkpoint, chosen.inside)), chosen.rules(tokenizer), str(checkpoint))
     tokenizer.eval().save_pretrained(out)
     about = {"format": kind, "project": chosen.project, "licence": chosen.licence, "file": Path(checkpoint).name}
     with atomic_file(Path(out) / "weights.json") as file:
@@ -83,7 +118,7 @@ def read_weights(checkpoint: str | Path, inside: Sequence[str] = ()) -> dict[str
 
     Args:
         checkpoint: ``.safetensors``, or a file of ``torch.save``.
-        inside: where they lie if the file holds more, the first that is there.
+        inside: where they lie if the file holds more, the first that is there; a dot leads further in.
 
     Raises:
         FileNotFoundError: no such file.
@@ -103,14 +138,20 @@ def read_weights(checkpoint: str | Path, inside: Sequence[str] = ()) -> dict[str
             f"{path} must hold tensors that can be read without running its code ({_first(error)}); "
             "convert it to safetensors where you trust it"
         ) from error
-    for name in inside:
-        if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
-            stored = stored[name]
+    for path_inside in inside:
+        if isinstance(found := _within(stored, path_inside), Mapping):
+            stored = found
             break
     if not isinstance(stored, Mapping) or not any(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(f"{path} must hold tensors by name, got {type(stored).__name__}; name the right file")
     tensors = {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _within(stored: Any, path: str) -> Any:
+    for name in path.split("."):
+        stored = stored.get(name) if isinstance(stored, Mapping) else None
+    return stored
 
 
 def _first(error: Exception) -> str:

@@ -2,17 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..tokenizers.convolutional import ConvDecoder, ConvEncoder
 from ..tokenizers.ibq import IndexBackpropagationQuantizer
 from ..tokenizers.search import entropies, nearest, soft_index
+from ..tokenizers.vq import VQTokenizer
 from .golden import Golden
-from .keymap import Copy, Rule, fill
+from .keymap import Copy, Drop, Rule, Under, fill
+from .maps import TAMING, vqgan_rules
 from .tensors import gradients, of_map, to_map
+
+#: Configuration of the released tokenizer of 16384 codes; the others differ in ``n_embed``.
+IBQ_16384: Mapping[str, Any] = {
+    "ch": 128,
+    "ch_mult": [1, 1, 2, 2, 4],
+    "num_res_blocks": 4,
+    "z_channels": 256,
+    "n_embed": 16384,
+    "embed_dim": 256,
+    "beta": 0.25,
+    "resolution": 256,
+}
 
 #: The one table.
 TABLE: tuple[Rule, ...] = (Copy(r"embedding\.weight", "table"),)
+
+
+def tokenizer(config: Mapping[str, Any]) -> VQTokenizer:
+    """An untrained tokenizer of a reference configuration."""
+    multipliers, blocks, width = tuple(config["ch_mult"]), config["num_res_blocks"], config["z_channels"]
+    return VQTokenizer(
+        ConvEncoder(width, config["ch"], multipliers, blocks),
+        IndexBackpropagationQuantizer(config["embed_dim"], config["n_embed"], config["beta"]),
+        ConvDecoder(width, config["ch"], multipliers, blocks + 1),
+        config["resolution"],
+        always_project=True,
+    )
+
+
+def rules(built: VQTokenizer) -> list[Rule]:
+    """Reference names of the whole model, beside what trains it."""
+    assert isinstance(built.encoder, ConvEncoder)
+    assert isinstance(built.decoder, ConvDecoder)
+    return [
+        Under(r"encoder\.", "encoder.", vqgan_rules(built.encoder, TAMING)),
+        Under(r"decoder\.", "decoder.", vqgan_rules(built.decoder, TAMING)),
+        Under(r"quantize\.", "quantizer.", TABLE),
+        Copy(r"quant_conv\.weight", "narrow.weight", squeeze=True),
+        Copy(r"quant_conv\.bias", "narrow.bias"),
+        Copy(r"post_quant_conv\.weight", "widen.weight", squeeze=True),
+        Copy(r"post_quant_conv\.bias", "widen.bias"),
+        Drop(r"loss\..*", "discriminator and perceptual distance, for training"),
+        Drop(r"model_ema\.(decay|num_updates)", "settings of the averages"),
+        Drop(r"model_ema\.loss.*", "averages of the discriminator"),
+    ]
+
+
+def averaged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averages in place of the weights they belong to, as the release evaluates them.
+
+    A file keeps both: ``encoder.conv_in.weight``, and its average as ``model_ema.encoderconv_inweight``.
+    """
+    found = dict(weights)
+    for name in weights:
+        average = found.pop(f"model_ema.{name.replace('.', '')}", None)
+        if average is not None:
+            found[name] = average
+    return found
 
 
 def replay(golden: Golden) -> dict[str, Tensor]:

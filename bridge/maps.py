@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import dataclass
 
 from ..tokenizers.convolutional import ConvDecoder, ConvEncoder, Downsample, ResidualBlock, SpatialAttention, Upsample
 from .keymap import Copy, Drop, Join, Rule, Split, Under
@@ -43,51 +45,84 @@ POST_NORM_ATTENTION: tuple[Rule, ...] = (
 _RESIDUAL = {"norm1": "layers.0", "conv1": "layers.2", "norm2": "layers.3", "conv2": "layers.5", "nin_shortcut": "skip"}
 
 
-def vqgan_rules(module: ConvEncoder | ConvDecoder) -> list[Rule]:
-    """LlamaGen's names of a VQGAN encoder or decoder (TokenFlow, PAR, RandAR and NAR took them over)."""
-    named = _layers(module)
+@dataclass(frozen=True)
+class LayerNames:
+    """How a project names the layers of its VQGAN encoder and decoder, as templates with numbers."""
+
+    middle: tuple[str, str, str]  #: residual block, attention, residual block
+    block: str  #: of ``{side}`` and ``{stage}``, before its layers
+    residual: str  #: the ``{index}``-th residual block of a stage
+    attention: str  #: the attention after it
+    sides: tuple[str, str]  #: what ``{side}`` is in the encoder and in the decoder
+    finest_first: bool  #: whether the decoder's stages are counted from the pixels
+
+    def stage(self, module: ConvEncoder | ConvDecoder, place: int, count: int) -> str:
+        """Prefix of the stage that comes at ``place`` of ``count``."""
+        decoding = isinstance(module, ConvDecoder)
+        number = count - 1 - place if decoding and self.finest_first else place
+        return self.block.format(side=self.sides[decoding], stage=number)
+
+
+#: LlamaGen's names; TokenFlow, PAR, RandAR and NAR took them over.
+LLAMAGEN = LayerNames(
+    ("mid.0", "mid.1", "mid.2"), "conv_blocks.{stage}", "res.{index}", "attn.{index}", ("", ""), finest_first=False
+)
+#: Names of taming-transformers, which IBQ and Open-MAGVIT2 kept.
+TAMING = LayerNames(
+    ("mid.block_1", "mid.attn_1", "mid.block_2"),
+    "{side}.{stage}",
+    "block.{index}",
+    "attn.{index}",
+    ("down", "up"),
+    finest_first=True,
+)
+
+
+def vqgan_rules(module: ConvEncoder | ConvDecoder, names: LayerNames = LLAMAGEN) -> list[Rule]:
+    """A project's names of a VQGAN encoder or decoder."""
+    named = _layers(module, names)
+    any_layer = "|".join(re.escape(name) for name in sorted(named, key=len, reverse=True))
 
     def layer(match: re.Match[str]) -> str:
-        return named.get(match["layer"], match["layer"])
+        return named[match["layer"]]
 
     return [
         Copy(r"conv_in\.(weight|bias)", r"layers.0.\1"),
         Copy(r"norm_out\.(weight|bias)", lambda match: f"layers.{len(module.layers) - 2}.{match[1]}"),
         Copy(r"conv_out\.(weight|bias)", r"last.\1"),
         Copy(
-            rf"(?P<layer>{_ANY_LAYER})\.(?P<inner>{'|'.join(_RESIDUAL)})\.(?P<kind>weight|bias)",
+            rf"(?P<layer>{any_layer})\.(?P<inner>{'|'.join(_RESIDUAL)})\.(?P<kind>weight|bias)",
             lambda match: f"{layer(match)}.{_RESIDUAL[match['inner']]}.{match['kind']}",
         ),
         Join(
-            rf"(?P<layer>{_ANY_LAYER})\.(?P<part>q|k|v)\.(?P<kind>weight|bias)",
+            rf"(?P<layer>{any_layer})\.(?P<part>q|k|v)\.(?P<kind>weight|bias)",
             lambda match: f"{layer(match)}.qkv.{match['kind']}",
             ("q", "k", "v"),
         ),
         Copy(
-            rf"(?P<layer>{_ANY_LAYER})\.(?P<inner>norm|proj_out|conv)\.(?P<kind>weight|bias)",
+            rf"(?P<layer>{any_layer})\.(?P<inner>norm|proj_out|conv)\.(?P<kind>weight|bias)",
             lambda match: f"{layer(match)}.{match['inner'].replace('proj_out', 'out')}.{match['kind']}",
         ),
     ]
 
 
-_ANY_LAYER = r"mid\.\d+|conv_blocks\.\d+\.(?:res\.\d+|attn\.\d+|upsample|downsample)"
-
-
-def _layers(module: ConvEncoder | ConvDecoder) -> dict[str, str]:
+def _layers(module: ConvEncoder | ConvDecoder, names: LayerNames) -> dict[str, str]:
     """Their name of every block -> ours: the decoder's middle comes first, the encoder's last."""
     blocks = [(index, layer) for index, layer in enumerate(module.layers) if isinstance(layer, _BLOCKS)]
     middle = blocks[:3] if isinstance(module, ConvDecoder) else blocks[-3:]
     rest = blocks[3:] if isinstance(module, ConvDecoder) else blocks[:-3]
-    named = {f"mid.{place}": f"layers.{index}" for place, (index, _) in enumerate(middle)}
-    stage, counts = 0, dict[str, int]()
+    named = {name: f"layers.{index}" for name, (index, _) in zip(names.middle, middle, strict=True)}
+    stages = 1 + sum(isinstance(layer, Upsample | Downsample) for _, layer in rest)
+    stage, counts = 0, Counter[str]()
     for index, layer in rest:
+        prefix = names.stage(module, stage, stages)
         if isinstance(layer, Upsample | Downsample):
-            named[f"conv_blocks.{stage}.{type(layer).__name__.lower()}"] = f"layers.{index}"
-            stage, counts = stage + 1, {}
+            named[f"{prefix}.{type(layer).__name__.lower()}"] = f"layers.{index}"
+            stage, counts = stage + 1, Counter[str]()
         else:
-            kind = "res" if isinstance(layer, ResidualBlock) else "attn"
-            named[f"conv_blocks.{stage}.{kind}.{counts.get(kind, 0)}"] = f"layers.{index}"
-            counts[kind] = counts.get(kind, 0) + 1
+            kind = names.residual if isinstance(layer, ResidualBlock) else names.attention
+            named[f"{prefix}.{kind.format(index=counts[kind])}"] = f"layers.{index}"
+            counts[kind] += 1
     return named
 
 

@@ -14,6 +14,9 @@ from .convolutional import Decoder, Encoder
 from .quantizers import Quantizer
 from .vq import VQTokenizer
 
+#: Maps whose values are those of their pictures.
+UNSCALED = (-1.0, 1.0)
+
 
 class ResidualStack(nn.Module):
     """Three convolutions (3x3, 3x3, 1x1) with ReLU between, added to their input."""
@@ -41,33 +44,52 @@ class MapEncoder(Encoder):
         width: channels of the widest layer.
         stride: pixels per feature, a power of two.
         blocks: residual stacks.
-        channels: of the maps; 1 as published, 3 where they come as pictures.
+        channels: 3 for pictures, 1 as published for maps, which are pictures of three equal channels here.
+        span: values of a map that -1 and 1 of its picture stand for: (0, 10) for the published depth in metres.
 
     Raises:
         ValueError: a stride that is no power of two, or a width that its half does not divide.
     """
 
     @register_to_config
-    def __init__(self, dim: int, width: int = 256, stride: int = 16, blocks: int = 2, channels: int = 3) -> None:
+    def __init__(
+        self,
+        dim: int,
+        width: int = 256,
+        stride: int = 16,
+        blocks: int = 2,
+        channels: int = 3,
+        span: tuple[float, float] = UNSCALED,
+    ) -> None:
         super().__init__()
-        self.dim, self.stride = dim, stride
+        self.dim, self.stride, self.channels, self.span = dim, stride, channels, tuple(span)
         widths, layers = _widths(width, stride), list[nn.Module]()
         for before, after in zip([channels, *widths], widths, strict=False):
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
         self.layers = nn.Sequential(*layers, *(ResidualStack(width) for _ in range(blocks)), nn.Conv2d(width, dim, 1))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """``[B, channels, S, S]`` to ``[B, dim, S / stride, S / stride]``."""
-        return self.layers(maps)
+        """``[B, 3, S, S]`` to ``[B, dim, S / stride, S / stride]``."""
+        maps = maps.mean(1, keepdim=True) if self.channels == 1 else maps
+        low, high = self.span
+        return self.layers(maps if self.span == UNSCALED else low + (maps + 1) * (high - low) / 2)
 
 
 class MapDecoder(Decoder):
     """The mirror of :class:`MapEncoder`, with transposed convolutions; arguments and errors are its."""
 
     @register_to_config
-    def __init__(self, dim: int, width: int = 256, stride: int = 16, blocks: int = 2, channels: int = 3) -> None:
+    def __init__(
+        self,
+        dim: int,
+        width: int = 256,
+        stride: int = 16,
+        blocks: int = 2,
+        channels: int = 3,
+        span: tuple[float, float] = UNSCALED,
+    ) -> None:
         super().__init__()
-        self.dim, self.stride = dim, stride
+        self.dim, self.stride, self.span = dim, stride, tuple(span)
         widths = _widths(width, stride)[::-1]
         layers: list[nn.Module] = [nn.Conv2d(dim, width, 1), nn.ReLU(), *(ResidualStack(width) for _ in range(blocks))]
         for before, after in zip([width, *widths], widths, strict=False):
@@ -75,8 +97,10 @@ class MapDecoder(Decoder):
         self.layers, self.last = nn.Sequential(*layers), nn.Conv2d(widths[-1], channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[B, dim, n, n]`` to ``[B, channels, n * stride, n * stride]``."""
-        return self.last(self.layers(features))
+        """``[B, dim, n, n]`` to ``[B, 3, n * stride, n * stride]``."""
+        maps = self.last(self.layers(features)).expand(-1, 3, -1, -1)
+        low, high = self.span
+        return maps if self.span == UNSCALED else 2 * (maps - low) / (high - low) - 1
 
 
 class SoftTokenizer(VQTokenizer):
@@ -84,7 +108,7 @@ class SoftTokenizer(VQTokenizer):
     (AiT, https://arxiv.org/abs/2301.02229).
 
     Meant for masks and depth, as pictures of three equal channels. As published: ``MapEncoder`` and ``MapDecoder`` of
-    stride 16 for masks of 64 pixels and of stride 32 for depth of 480, and ``AveragedQuantizer(512, 128,
+    one channel, stride 16 for masks of 64 pixels and stride 32 for depth of 480, and ``AveragedQuantizer(512, 128,
     keep_smoothed=True, revive_below=0)``, in which codes that the first step does not draw stay dead.
 
     Args:

@@ -21,6 +21,7 @@ class VQTokenizer(VisualTokenizer):
         quantizer: features to codes; its width is that of the codes.
         decoder: quantized features to pixels.
         image_size: side of the square images that ``spec`` describes, pixels.
+        always_project: have linear layers between encoder, codes and decoder also where their widths are the same.
 
     Raises:
         ValueError: encoder and decoder of different strides, an image size off the stride, or one that asks for another
@@ -28,7 +29,9 @@ class VQTokenizer(VisualTokenizer):
     """
 
     @register_to_config
-    def __init__(self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, image_size: int) -> None:
+    def __init__(
+        self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, image_size: int, always_project: bool = False
+    ) -> None:
         super().__init__()
         if encoder.stride != decoder.stride or image_size % encoder.stride:
             raise ValueError(
@@ -43,8 +46,8 @@ class VQTokenizer(VisualTokenizer):
                 f"{' and '.join(map(str, sorted(filter(None, grids))))}; give all of them one size"
             )
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
-        self.narrow = _linear(encoder.dim, quantizer.dim)
-        self.widen = _linear(quantizer.dim, decoder.dim)
+        self.narrow = _linear(encoder.dim, quantizer.dim, always_project)
+        self.widen = _linear(quantizer.dim, decoder.dim, always_project)
         self.any_size = not grids
         layout = CodeLayout("grid", (side, side))
         self.set_spec(CodeSpec(layout, quantizer.codebooks("pixel")), (image_size, image_size), encoder.stride)
@@ -86,5 +89,5 @@ class VQTokenizer(VisualTokenizer):
         return self.decoder(features.unflatten(2, codes.spec.layout.shape))
 
 
-def _linear(before: int, after: int) -> nn.Module:
-    return nn.Identity() if before == after else nn.Linear(before, after)
+def _linear(before: int, after: int, always: bool) -> nn.Module:
+    return nn.Linear(before, after) if always or before != after else nn.Identity()

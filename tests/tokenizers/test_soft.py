@@ -9,7 +9,20 @@ def test_shapes(stride):
     encoder, decoder = MapEncoder(5, 16, stride, 1), MapDecoder(5, 16, stride, 1, channels=1)
     features = encoder(torch.randn(2, 3, 32, 32))
     assert features.shape == (2, 5, 32 // stride, 32 // stride)
-    assert decoder(features).shape == (2, 1, 32, 32)
+    assert decoder(features).shape == (2, 3, 32, 32)
+
+
+def test_maps_of_one_channel_are_pictures_of_three_equal_ones_on_their_own_scale():
+    maps = torch.rand(2, 1, 32, 32)
+    picture = (2 * maps - 1).expand(-1, 3, -1, -1)
+    encoder, metric = (MapEncoder(5, 16, 8, 1, channels=1, span=span) for span in ((-1.0, 1.0), (0.0, 10.0)))
+    metric.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(metric(picture), encoder.layers(10 * maps))
+    decoder, inverse = (MapDecoder(5, 16, 8, 1, channels=1, span=span) for span in ((-1.0, 1.0), (0.0, 10.0)))
+    inverse.load_state_dict(decoder.state_dict())
+    features = torch.randn(2, 5, 4, 4)
+    assert torch.equal(decoder(features)[:, 0], decoder(features)[:, 2])
+    torch.testing.assert_close(10 * (inverse(features) + 1) / 2, decoder(features))
 
 
 def test_soft_rows_by_hand():
