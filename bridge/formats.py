@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.files import atomic_file
 from ..tokenizers.base import VisualTokenizer
-from . import ait, ibq, llamagen, tokenflow, unitok
+from . import ait, dualtoken, ibq, lavit, llamagen, seed, slot, tokenflow, unitok
 from .keymap import Rule, fill
 
 
@@ -31,6 +31,7 @@ class Format:
     rules: Callable[[Any], Sequence[Rule]]  #: the key map into that tokenizer
     inside: tuple[str, ...] = ()  #: keys of the checkpoint's dictionary that may hold the weights
     prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict  #: which of the stored weights are meant
+    apart: Mapping[str, str] = field(default_factory=dict)  #: a name that only a part's own file has -> their prefix
 
 
 FORMATS: Mapping[str, Format] = {
@@ -66,7 +67,6 @@ FORMATS: Mapping[str, Format] = {
         tokenflow.tokenizer,
         tokenflow.rules,
         ("ema", "model", "state_dict"),
-        tokenflow.prepared,
     ),
     "unitok": Format(
         "FoundationVision/UniTok (https://arxiv.org/abs/2502.20321)",
@@ -76,17 +76,55 @@ FORMATS: Mapping[str, Format] = {
         unitok.rules,
         ("trainer.unitok",),
     ),
+    "seed": Format(
+        "AILab-CVC/SEED (https://arxiv.org/abs/2310.01218)",
+        "Apache-2.0 with notices of Tencent; BSD-3 parts from LAVIS",
+        seed.SEED_2,
+        seed.tokenizer,
+        seed.rules,
+        ("model", "state_dict"),
+        apart={"patch_embed.proj.weight": "visual_encoder."},
+    ),
+    "lavit": Format(
+        "jy0205/LaVIT (https://arxiv.org/abs/2309.04669)",
+        "LaVIT Community License: conditions on use, and none beyond 700 million users a month",
+        lavit.LAVIT,
+        lavit.tokenizer,
+        lavit.rules,
+        apart={"patch_embed.proj.weight": "encoder.", "query_embed": "decoder."},
+    ),
+    "slot-mllm": Format(
+        "KU-AGI/Slot-MLLM (https://arxiv.org/abs/2505.17726)",
+        "none stated; BSD-3 headers from LAVIS",
+        slot.SLOT_MLLM,
+        slot.tokenizer,
+        slot.rules,
+        ("state_dict",),
+        apart={"patch_embed.proj.weight": "backbone.dinov2."},
+    ),
+    "dualtoken": Format(
+        "songweii/DualToken (https://arxiv.org/abs/2503.14324)",
+        "none stated; its README says MIT and links a file that is missing",
+        dualtoken.DUALTOKEN_384,
+        dualtoken.tokenizer,
+        dualtoken.rules,
+        ("state_dict",),
+    ),
 }
 
 
 def import_checkpoint(
-    kind: str, checkpoint: str | Path, out: str | Path, config: Mapping[str, Any] | None = None
+    kind: str,
+    checkpoint: str | Path | Sequence[str | Path],
+    out: str | Path,
+    config: Mapping[str, Any] | None = None,
 ) -> VisualTokenizer:
     """Save a checkpoint of another project as a tokenizer folder, with ``weights.json`` that says where it is from.
 
     Args:
         kind: a key of :data:`FORMATS`.
-        checkpoint: ``.safetensors``, or a file of ``torch.save``, opened without running code in it.
+        checkpoint: ``.safetensors``, or a file of ``torch.save``, opened without running code in it; several where the
+            release keeps its image tower in a file of its own.
         out: folder to write.
         config: fields that differ from the released configuration.
 
@@ -95,8 +133,8 @@ def import_checkpoint(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown format or field, a file that cannot be opened safely, or weights that do not match key by
-            key. Nothing is written then.
+        ValueError: an unknown format or field, a file that cannot be opened safely, a name that two files have, or
+            weights that do not match key by key. Nothing is written then.
     """
     if kind not in FORMATS:
         raise ValueError(f"the format must be one of {', '.join(FORMATS)}, got {kind!r}; use one of those names")
@@ -105,9 +143,12 @@ def import_checkpoint(
     if unknown:
         raise ValueError(f"{kind} has the fields {', '.join(chosen.default)}, got {unknown[0]!r}; correct the name")
     tokenizer = chosen.build({**chosen.default, **(config or {})})
-    fill(tokenizer, chosen.prepare(read_weights(checkpoint, chosen.inside)), chosen.rules(tokenizer), str(checkpoint))
+    files = [Path(file) for file in ([checkpoint] if isinstance(checkpoint, str | Path) else checkpoint)]
+    weights = _together([(file, read_weights(file, chosen.inside)) for file in files], chosen.apart)
+    fill(tokenizer, chosen.prepare(weights), chosen.rules(tokenizer), ", ".join(map(str, files)))
     tokenizer.eval().save_pretrained(out)
-    about = {"format": kind, "project": chosen.project, "licence": chosen.licence, "file": Path(checkpoint).name}
+    about = {"format": kind, "project": chosen.project, "licence": chosen.licence}
+    about |= {"files": [file.name for file in files]}
     with atomic_file(Path(out) / "weights.json") as file:
         file.write_text(json.dumps(about, indent=2) + "\n")
     return tokenizer
@@ -152,6 +193,21 @@ def _within(stored: Any, path: str) -> Any:
     for name in path.split("."):
         stored = stored.get(name) if isinstance(stored, Mapping) else None
     return stored
+
+
+def _together(files: Sequence[tuple[Path, Mapping[str, Tensor]]], apart: Mapping[str, str]) -> dict[str, Tensor]:
+    """The weights of all files; those of a part that is released apart get the prefix they have in the whole."""
+    found, origin = dict[str, Tensor](), dict[str, Path]()
+    for file, weights in files:
+        prefix = next((prefix for name, prefix in apart.items() if name in weights), "")
+        for name, tensor in weights.items():
+            if prefix + name in found:
+                raise ValueError(
+                    f"every name must be in one file, got {prefix + name} in {origin[prefix + name]} and {file}; "
+                    "name the files of one release, each once"
+                )
+            found[prefix + name], origin[prefix + name] = tensor, file
+    return found
 
 
 def _first(error: Exception) -> str:

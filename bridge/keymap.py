@@ -23,6 +23,7 @@ class Copy:
     pattern: str  #: regular expression of their whole name
     target: Target  #: our name, as a replacement template or a function of the match
     squeeze: bool = False  #: a 1x1 convolution there, a linear layer here
+    change: Callable[[Tensor], Tensor] | None = None  #: what else becomes of it
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Join:
     target: Target  #: our name
     parts: tuple[str, ...]  #: values of ``part``, in order
     dim: int = 0  #: dimension along which they are joined
+    zeros: tuple[str, ...] = ()  #: parts that are never stored, and zero
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,24 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """A parameter or buffer of ours that no weight fills; named from the top, not inside :class:`Under`."""
+
+    pattern: str  #: regular expression of our whole name
+    value: float  #: throughout
+    why: str  #: what makes that value neutral
+
+
+@dataclass(frozen=True)
 class Under:
     """The same rules for every name with a prefix, into a part of the module."""
 
     pattern: str  #: regular expression of their prefix
-    target: str  #: our prefix, as a replacement template
+    target: Target  #: our prefix, as a replacement template or a function of the match
     rules: Sequence[Rule]  #: for what follows the prefix
 
 
-Rule = Copy | Join | Split | Drop | Under
+Rule = Copy | Join | Split | Drop | Constant | Under
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class _Resolved:
     ours: str = ""
 
     def target(self, target: Target) -> str:
-        return self.ours + (self.match.expand(target) if isinstance(target, str) else target(self.match))
+        return self.ours + _expanded(target, self.match)
 
 
 @dataclass
@@ -109,11 +120,14 @@ def translate(
         else:
             _place(name, tensor, resolved, state, weights)
     for target, (rule, tensors) in state.joined.items():
+        tensors |= {part: torch.zeros_like(next(iter(tensors.values()))) for part in rule.zeros}
         absent = [part for part in rule.parts if part not in tensors]
         state.missing += [f"{part} of {target}" for part in absent]
         if not absent:
             state.found[target] = torch.cat([tensors[part] for part in rule.parts], dim=rule.dim)
-    _check(state, module.state_dict(), source)
+    wanted = module.state_dict()
+    state.found = _constants(rules, wanted) | state.found
+    _check(state, wanted, source)
     return state.found
 
 
@@ -124,20 +138,27 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], rules: Sequence[Rule]
 
 def _resolve(name: str, rules: Sequence[Rule]) -> _Resolved | None:
     for rule in rules:
+        if isinstance(rule, Constant):
+            continue
         if not isinstance(rule, Under):
             if match := re.fullmatch(rule.pattern, name):
                 return _Resolved(rule, match)
         elif match := re.match(rule.pattern, name):
             inner = _resolve(name[match.end() :], rule.rules)
             if inner is not None:
-                return replace(inner, theirs=match[0] + inner.theirs, ours=match.expand(rule.target) + inner.ours)
+                return replace(inner, theirs=match[0] + inner.theirs, ours=_expanded(rule.target, match) + inner.ours)
     return None
+
+
+def _expanded(target: Target, match: re.Match[str]) -> str:
+    return match.expand(target) if isinstance(target, str) else target(match)
 
 
 def _place(name: str, tensor: Tensor, resolved: _Resolved, state: _State, weights: Mapping[str, Tensor]) -> None:
     rule, match = resolved.rule, resolved.match
     if isinstance(rule, Copy):
-        state.found[resolved.target(rule.target)] = tensor[..., 0, 0] if rule.squeeze else tensor
+        tensor = tensor[..., 0, 0] if rule.squeeze else tensor
+        state.found[resolved.target(rule.target)] = tensor if rule.change is None else rule.change(tensor)
     elif isinstance(rule, Split):
         pieces = zip(rule.parts, tensor.chunk(len(rule.parts)), strict=True)
         state.found |= {resolved.target(rule.target).format(part=part): piece for part, piece in pieces}
@@ -154,6 +175,12 @@ def _may_drop(rule: Drop, resolved: _Resolved, tensor: Tensor, weights: Mapping[
         return True
     other = weights.get(resolved.theirs + resolved.match.expand(rule.same_as))
     return other is not None and torch.equal(tensor, other)
+
+
+def _constants(rules: Sequence[Rule], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    constants = [rule for rule in rules if isinstance(rule, Constant)]
+    named = {name: rule for name in wanted for rule in constants if re.fullmatch(rule.pattern, name)}
+    return {name: torch.full_like(wanted[name], rule.value) for name, rule in named.items()}
 
 
 def _check(state: _State, wanted: Mapping[str, Tensor], source: str) -> None:

@@ -45,6 +45,13 @@ POST_NORM_ATTENTION: tuple[Rule, ...] = (
 _RESIDUAL = {"norm1": "layers.0", "conv1": "layers.2", "norm2": "layers.3", "conv2": "layers.5", "nin_shortcut": "skip"}
 
 
+#: A residual block of convolutions (taming-transformers' names).
+RESIDUAL_BLOCK = Copy(
+    rf"(?P<inner>{'|'.join(_RESIDUAL)})\.(?P<kind>weight|bias)",
+    lambda match: f"{_RESIDUAL[match['inner']]}.{match['kind']}",
+)
+
+
 @dataclass(frozen=True)
 class LayerNames:
     """How a project names the layers of its VQGAN encoder and decoder, as templates with numbers."""
@@ -143,7 +150,7 @@ def qformer_rules(*, text: bool) -> list[Rule]:
     if text:
         why = "only text passes it"
         rules += [
-            Drop(r"embeddings\.(word|position)_embeddings\.weight", why),
+            Drop(r"embeddings\.(?:(?:word|position)_embeddings\.weight|position_ids)", why),
             Drop(layer + r"(intermediate|output)\.(dense|LayerNorm)\.(weight|bias)", why),
         ]
     return rules

@@ -1,4 +1,4 @@
-"""UniTok's quantizer and projections (https://arxiv.org/abs/2502.20321; FoundationVision/UniTok, MIT)."""
+"""UniTok (https://arxiv.org/abs/2502.20321; FoundationVision/UniTok, MIT)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,63 @@ from torch import Tensor, nn
 
 from ..tokenizers.learned import GradientQuantizer
 from ..tokenizers.projection import AttentionProjection
-from ..tokenizers.unitok import MultiCodebookQuantizer
+from ..tokenizers.unitok import MultiCodebookQuantizer, UniTokTokenizer
+from ..tokenizers.vitamin import VITAMIN_LARGE, ViTaminDecoder, ViTaminEncoder
 from .golden import Golden
-from .keymap import Copy, Rule, Under, fill
+from .keymap import Copy, Drop, Rule, Under, fill
 from .maps import ATTENTION_PROJECTION
 from .tensors import gradients, term
+from .vitamin import DECODER, ENCODER
+
+#: Configuration of the released tokenizer; ``encoder`` and ``decoder`` are the sizes of the models that it names.
+UNITOK: Mapping[str, Any] = {
+    "img_size": 256,
+    "vocab_size": 32768,
+    "vocab_width": 64,
+    "vq_beta": 0.25,
+    "le": 0.0,
+    "e_temp": 0.01,
+    "num_codebooks": 8,
+    "embed_dim": 768,
+    "encoder": {"dim": 1024, **VITAMIN_LARGE},
+    "decoder": {"dim": 1024, **VITAMIN_LARGE},
+}
 
 #: Tables of the multi-codebook quantizer.
 TABLES: tuple[Rule, ...] = (Copy(r"codebooks\.(\d+)\.codebook\.weight", r"tables.\1.table"),)
+
+
+def tokenizer(config: Mapping[str, Any]) -> UniTokTokenizer:
+    """An untrained tokenizer of a reference configuration."""
+    chunks = config["num_codebooks"]
+    quantizer = MultiCodebookQuantizer(
+        config["vocab_width"],
+        config["vocab_size"] // chunks,
+        chunks,
+        commitment=config["vq_beta"],
+        entropy=config["le"],
+        temperature=config["e_temp"],
+    )
+    encoder, decoder = ViTaminEncoder(**config["encoder"]), ViTaminDecoder(**config["decoder"])
+    return UniTokTokenizer(encoder, quantizer, decoder, config["img_size"], pooled_dim=config["embed_dim"])
+
+
+def rules(built: UniTokTokenizer) -> list[Rule]:
+    """Reference names of the whole model, of which the text side is left."""
+    assert isinstance(built.encoder, ViTaminEncoder)
+    assert isinstance(built.decoder, ViTaminDecoder)
+    return [
+        Drop(r"encoder\.pos_embed", "it is kept at zero", zero=True),
+        Under(r"encoder\.", "encoder.", ENCODER),
+        Under(r"quant_proj\.", "narrow.", ATTENTION_PROJECTION),
+        Drop(r"quantizer\.codebooks\.\d+\.vocab_usage", "it counts recent codes in training"),
+        Under(r"quantizer\.", "quantizer.", TABLES),
+        Under(r"post_quant_proj\.", "widen.", ATTENTION_PROJECTION),
+        Under(r"decoder\.", "decoder.", DECODER),
+        Copy(r"(fc_norm|projection)\.(weight|bias)", r"\1.\2"),
+        Drop(r"text_encoder\..*", "only text passes it"),
+        Drop("logit_scale", "it weighs image against text in training"),
+    ]
 
 
 def replay_mcq(golden: Golden) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..bridge.names import FORMAT_NAMES
 from .errors import UsageError
 from .models import quiet
 from .outputs import say
@@ -14,8 +15,12 @@ from .outputs import say
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti import``."""
-    parser.add_argument("format", help="llamagen-vq")
-    parser.add_argument("checkpoint", help="the file of weights")
+    parser.add_argument("format", help=", ".join(FORMAT_NAMES))
+    parser.add_argument(
+        "checkpoint",
+        nargs="+",
+        help="the file of weights; all files where a release keeps parts, such as its image tower, apart",
+    )
     parser.add_argument("--config", metavar="JSON", help="fields that differ from the released configuration")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder of the tokenizer to write")
 

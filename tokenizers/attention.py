@@ -59,13 +59,16 @@ class PreNormBlock(nn.Module):
         heads: attention heads.
         hidden: width of the feed-forward layer; 4 C by default.
         eps: of the norms.
+        mlp: takes the place of that layer.
     """
 
-    def __init__(self, dim: int, heads: int, hidden: int | None = None, eps: float = 1e-6) -> None:
+    def __init__(
+        self, dim: int, heads: int, hidden: int | None = None, eps: float = 1e-6, mlp: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.norm_attention, self.norm_mlp = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
         self.attention, self.out = Attention(dim, heads), nn.Linear(dim, dim)
-        self.mlp = feed_forward(dim, hidden or 4 * dim)
+        self.mlp = feed_forward(dim, hidden or 4 * dim) if mlp is None else mlp
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[B, N, C]``, shape kept."""

@@ -28,9 +28,10 @@ from .component import build, freeze, unusual
 class TrainingTerms:
     """What a family hands to training: its reconstruction and its own losses; pixel losses are added outside."""
 
-    reconstruction: Tensor  #: [B, 3, H, W], not clamped, differentiable
+    reconstruction: Tensor | None  #: [B, 3, H, W], not clamped, differentiable; None without a pixel decoder
     codes: Codes  #: the codes drawn this step, for usage and perplexity
     losses: Mapping[str, Tensor] = field(default_factory=dict)  #: the family's own terms, scalars, unweighted
+    summary: Tensor | None = None  #: [B, C], the image's feature that is compared with captions, for families with one
 
 
 class VisualTokenizer(ModelMixin, ConfigMixin):
@@ -135,8 +136,14 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
         return digest.hexdigest()[:16]
 
     def register_to_config(self, **kwargs: Any) -> None:
-        """Record constructor arguments, components as specs. Called by the decorator of ``__init__``."""
-        super().register_to_config(**freeze(kwargs))
+        """Record constructor arguments, components as specs. Called by the decorator of ``__init__``.
+
+        What a family hands to the family that it extends is not its own.
+        """
+        own = signature(type(self)).parameters
+        super().register_to_config(
+            **freeze({name: value for name, value in kwargs.items() if name in own or name.startswith("_")})
+        )
 
     def __getattr__(self, name: str) -> Any:
         """Find modules, parameters and buffers only: diffusers would answer with the spec of a component."""
@@ -210,6 +217,15 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
         if not issubclass(family, cls) and not issubclass(cls, family):
             raise ValueError(f"{name} holds a {class_name}, not a {cls.__name__}; load it with VisualTokenizer")
         return family if issubclass(family, cls) else cls
+
+
+def load_tokenizer(folder: str) -> VisualTokenizer:
+    """A saved tokenizer of any family, for a configuration to go on from: see :meth:`VisualTokenizer.from_pretrained`.
+
+    Args:
+        folder: where it was saved, or a hub id.
+    """
+    return VisualTokenizer.from_pretrained(folder)
 
 
 def _imported(cls: type[VisualTokenizer], name: str) -> type[Any] | None:

@@ -12,8 +12,8 @@ from torch import nn
 
 #: Where the parts that smalti ships are defined; parts of the user's own are found once their module is imported.
 PART_MODULES = (
-    *("averaged", "convolutional", "ibq", "learned", "product", "qformer", "quantizers"),
-    *("queries", "scales", "soft", "tokenflow", "unitok", "vision"),
+    *("averaged", "convolutional", "features", "ibq", "learned", "product", "qformer", "quantizers"),
+    *("queries", "scales", "soft", "tokenflow", "unitok", "vision", "vitamin"),
 )
 
 

@@ -78,17 +78,25 @@ class ConvDecoder(Decoder):
         width: channels of the last stage.
         multipliers: channels of each stage as multiples of ``width``, finest first as in the encoder.
         blocks: residual blocks per stage.
+        inner: width that a residual block of a 1x1 and a 3x3 convolution brings the features to first; none by default.
+            DualToken's is 1024 (https://arxiv.org/abs/2503.14324).
     """
 
     @register_to_config
     def __init__(
-        self, dim: int = 256, width: int = 128, multipliers: tuple[int, ...] = (1, 1, 2, 2, 4), blocks: int = 3
+        self,
+        dim: int = 256,
+        width: int = 128,
+        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        blocks: int = 3,
+        inner: int | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.stride = dim, 2 ** (len(multipliers) - 1)
         widths = [width * multiplier for multiplier in reversed(multipliers)]
         top = widths[0]
-        layers: list[nn.Module] = [nn.Conv2d(dim, top, 3, padding=1)]
+        self.first = nn.Identity() if inner is None else ResidualBlock(dim, inner, 1)
+        layers: list[nn.Module] = [nn.Conv2d(inner or dim, top, 3, padding=1)]
         layers += [ResidualBlock(top, top), SpatialAttention(top), ResidualBlock(top, top)]
         for stage, (before, after) in enumerate(zip([top, *widths], widths, strict=False)):
             layers += _stage(before, after, blocks, attention=stage == 0)
@@ -98,18 +106,24 @@ class ConvDecoder(Decoder):
 
     def forward(self, features: Tensor) -> Tensor:
         """``[B, dim, h, w]`` to ``[B, 3, h * stride, w * stride]``."""
-        return self.last(self.layers(features))
+        return self.last(self.layers(self.first(features)))
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions and a skip connection."""
+    """Two normalised convolutions, the second 3x3, and a skip connection.
 
-    def __init__(self, before: int, after: int) -> None:
+    Args:
+        before: channels of what it reads.
+        after: channels of what it gives.
+        kernel: side of the first convolution, odd.
+    """
+
+    def __init__(self, before: int, after: int, kernel: int = 3) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             _norm(before),
             nn.SiLU(),
-            nn.Conv2d(before, after, 3, padding=1),
+            nn.Conv2d(before, after, kernel, padding=kernel // 2),
             _norm(after),
             nn.SiLU(),
             nn.Conv2d(after, after, 3, padding=1),

@@ -12,7 +12,7 @@ from .codes import CodeLayout, Codes, CodeSpec
 from .convolutional import Decoder
 from .projection import AttentionProjection, ContrastProjection, GeGLU, Residual
 from .quantizers import Quantized, Quantizer
-from .vision import VisionTower
+from .towers import Tower
 
 
 class DualTokenizer(VisualTokenizer):
@@ -46,13 +46,14 @@ class DualTokenizer(VisualTokenizer):
 
     Raises:
         ValueError: layers out of order or beyond the tower, a decoder that does not fit its grid, pixel codes that are
-            to be placeless and read more than their patch, or local layers for features that are not local.
+            to be placeless and read more than their patch, local layers for features that are not local, or a tower
+            with tokens that belong to no patch.
     """
 
     @register_to_config
     def __init__(
         self,
-        encoder: VisionTower,
+        encoder: Tower,
         semantic: Quantizer,
         pixel: Quantizer,
         decoder: Decoder,
@@ -66,6 +67,11 @@ class DualTokenizer(VisualTokenizer):
         contrast: int = 0,
     ) -> None:
         super().__init__()
+        if encoder.prefix:
+            raise ValueError(
+                f"DualToken's codes replace all hidden states, got a tower with {encoder.prefix} that belong to no "
+                "patch and would carry the image past the codes; use one without a class token, such as a SigLIP"
+            )
         _check_layers(encoder.depth, semantic_layer, pixel_layer, shortcut_layer)
         if contrast and (not local_pixels or shortcut_layer is not None or not 0 < contrast < pixel.dim):
             raise ValueError(

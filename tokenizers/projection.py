@@ -70,10 +70,17 @@ class AttentionProjection(nn.Module):
 
 
 class GeGLU(nn.Module):
-    """Gated feed-forward layer, ``down(gelu(gate(LN x)) * up(LN x))`` (https://arxiv.org/abs/2002.05202)."""
+    """Gated feed-forward layer, ``down(gelu(gate(LN x)) * up(LN x))`` (https://arxiv.org/abs/2002.05202).
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    Args:
+        dim: C.
+        hidden: width inside.
+        exact: the exact GELU and not its tanh approximation.
+    """
+
+    def __init__(self, dim: int, hidden: int, exact: bool = False) -> None:
         super().__init__()
+        self.approximate = "none" if exact else "tanh"
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.gate, self.up = nn.Linear(dim, hidden), nn.Linear(dim, hidden)
         self.down = nn.Linear(hidden, dim)
@@ -81,7 +88,7 @@ class GeGLU(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Any leading shape, width kept."""
         normed = self.norm(tokens)
-        return self.down(F.gelu(self.gate(normed), approximate="tanh") * self.up(normed))
+        return self.down(F.gelu(self.gate(normed), approximate=self.approximate) * self.up(normed))
 
 
 class Residual(nn.Module):

@@ -10,62 +10,43 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import Attention, PreNormBlock, bottleneck
+from .attention import PreNormBlock, bottleneck
 from .base import TrainingTerms, VisualTokenizer
 from .codes import CodeLayout, Codes, CodeSpec, Kind
-from .component import Component
 from .convolutional import Decoder
+from .embeddings import ImageEmbedding, Places
+from .features import GridReader
 from .qformer import QFormer
 from .quantizers import Quantizer
-from .vision import VisionTower
-
-
-class GridReader(Component):
-    """Vectors without places to a grid of features: learned cells read them by cross-attention, layer by layer.
-
-    It stands where the papers hand their codes to a diffusion model, so that a tokenizer has pixels of its own.
-
-    Args:
-        dim: width of the vectors.
-        out_dim: width of the features, what the pixel decoder reads.
-        grid: cells along one side.
-        layers: number of layers.
-        heads: attention heads.
-    """
-
-    @register_to_config
-    def __init__(self, dim: int, out_dim: int, grid: int, layers: int = 2, heads: int = 4) -> None:
-        super().__init__()
-        self.dim, self.out_dim, self.grid = dim, out_dim, grid
-        self.cells = nn.Parameter(0.02 * torch.randn(1, grid * grid, out_dim))
-        self.layers = nn.ModuleList(_ReadingBlock(out_dim, heads, dim) for _ in range(layers))
-
-    def forward(self, vectors: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``[B, M, dim]`` to ``[B, out_dim, grid, grid]``; ``mask`` ``[B, M]`` bool hides padding."""
-        hidden = self.cells.expand(len(vectors), -1, -1)
-        for layer in self.layers:
-            hidden = layer(hidden, vectors, None if mask is None else mask[:, None])
-        return hidden.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+from .towers import Tower
 
 
 class QueryTokenizer(VisualTokenizer):
     """An encoder's features read by a Q-Former whose outputs are quantized; the base of SEED and Slot-MLLM.
 
     The codes' vectors, widened again, give the Q-Former's outputs back (``states``, ``1 - cosine``), an image embedding
-    where one is asked for (``distill.pooled``, mean squared error), and pixels.
+    where one is asked for (``distill.pooled``, mean squared error), and pixels. The releases have no pixel decoder:
+    they draw with a diffusion model from that embedding, and so must what is built without ``reader`` and ``decoder``.
 
     Args:
-        encoder: vision tower; its last hidden states are read.
+        encoder: vision tower; its last hidden states are read, those of a class token too.
         qformer: reads features of the tower's width.
         quantizer: of the Q-Former's outputs, narrowed to its width by two layers with a tanh between.
-        reader: vectors of the Q-Former's width to the decoder's features.
-        decoder: features to pixels.
+        reader: vectors of the Q-Former's width to the decoder's features; none without a decoder.
+        decoder: features to pixels; none by default.
         image_dim: width of the image embedding, 0 for none (1024 for CLIP ViT-H).
         restoring: blocks that restore the Q-Former's outputs, and as many again before the image embedding.
         freeze_encoder: keep the tower as it is.
+        heads: attention heads of those blocks; one per 64 channels by default.
+        placed: learned positions are added before the restoring blocks, as released.
+        patches_only: the Q-Former reads the tower's patches after its final norm, normed again and widened to its
+            ``memory_dim`` by two layers with a ReLU between, as in Slot-MLLM.
+        narrowed: the layers around the quantizer; without them its width must be the Q-Former's (Slot-MLLM).
+        from_restored: the image embedding is made from the restored vectors (Slot-MLLM), not beside them (SEED).
+        token_dim: width of an embedding per code beside the image embedding, 0 for none (1024 in Slot-MLLM).
 
     Raises:
-        ValueError: parts of widths or grids that do not fit one another.
+        ValueError: parts of widths or grids that do not fit one another, or a reader without a decoder.
     """
 
     kind: ClassVar[Kind]
@@ -73,33 +54,40 @@ class QueryTokenizer(VisualTokenizer):
     @register_to_config
     def __init__(
         self,
-        encoder: VisionTower,
+        encoder: Tower,
         qformer: QFormer,
         quantizer: Quantizer,
-        reader: GridReader,
-        decoder: Decoder,
+        reader: GridReader | None = None,
+        decoder: Decoder | None = None,
         image_dim: int = 0,
         restoring: int = 1,
         freeze_encoder: bool = False,
+        heads: int | None = None,
+        placed: bool = False,
+        patches_only: bool = False,
+        narrowed: bool = True,
+        from_restored: bool = False,
+        token_dim: int = 0,
     ) -> None:
         super().__init__()
-        agree(
-            {
-                "the Q-Former's memory_dim and the tower's width": (qformer.memory_dim, encoder.width),
-                "the reader's dim and the Q-Former's": (reader.dim, qformer.dim),
-                "the decoder's dim and the reader's out_dim": (decoder.dim, reader.out_dim),
-                "the pixels of the decoder and of the tower": (reader.grid * decoder.stride, encoder.image_size),
-            }
-        )
-        width = qformer.dim
-        heads = max(1, width // 64)
+        width, inner = qformer.dim, quantizer.dim
+        if not patches_only:
+            agree({"the Q-Former's memory_dim and the tower's width": (qformer.memory_dim, encoder.width)})
+            encoder.freeze_pooling()
+        if not narrowed:
+            agree({"the quantizer's dim and the Q-Former's": (inner, width)})
+        _agree_on_pixels(encoder, width, reader, decoder)
+        heads = heads or max(1, width // 64)
         self.encoder, self.qformer, self.quantizer = encoder, qformer, quantizer
-        self.reader, self.decoder = reader, decoder
-        encoder.freeze_pooling()
+        self.reader, self.decoder, self.from_restored = reader, decoder, from_restored
         self.vision_norm = nn.LayerNorm(encoder.width)
-        self.down, self.up = bottleneck(width, width, quantizer.dim), bottleneck(quantizer.dim, quantizer.dim, width)
-        self.restore = nn.Sequential(*(PreNormBlock(width, heads) for _ in range(restoring)))
-        self.image = ImageEmbedding(qformer.queries, width, restoring, heads, image_dim) if image_dim else None
+        self.memory = _widening(encoder.width, qformer.memory_dim) if patches_only else None
+        self.down = bottleneck(width, width, inner) if narrowed else nn.Identity()
+        self.up = bottleneck(inner, inner, width) if narrowed else nn.Identity()
+        blocks = (PreNormBlock(width, heads) for _ in range(restoring))
+        self.restore = nn.Sequential(*([Places(qformer.queries, width)] if placed else []), *blocks)
+        sizes = (qformer.queries, width, restoring, heads, image_dim)
+        self.image = ImageEmbedding(*sizes, token_dim=token_dim) if image_dim else None
         if freeze_encoder:
             encoder.requires_grad_(requires_grad=False)
         layout, size = CodeLayout(self.kind, (qformer.queries,)), (encoder.image_size, encoder.image_size)
@@ -116,8 +104,12 @@ class QueryTokenizer(VisualTokenizer):
         return self.quantizer.lookup(codes.ids)
 
     def decode(self, codes: Codes, generator: torch.Generator | None = None) -> Tensor:
-        """See :meth:`VisualTokenizer.decode`; nothing is drawn."""
-        return self._pixels(self.up(self.embed(codes).to(self.dtype))).clamp(-1, 1)
+        """See :meth:`VisualTokenizer.decode`; nothing is drawn.
+
+        Raises:
+            ValueError: a tokenizer without a pixel decoder.
+        """
+        return self._pixels(self._vectors(codes)).clamp(-1, 1)
 
     def image_embedding(self, codes: Codes) -> Tensor:
         """``[B, image_dim]``, what a diffusion model conditioned on image embeddings reads.
@@ -125,9 +117,15 @@ class QueryTokenizer(VisualTokenizer):
         Raises:
             ValueError: a tokenizer built without one.
         """
-        if self.image is None:
-            raise ValueError(f"{type(self).__name__} was built with image_dim 0; give the embedding's width")
-        return self.image(self.up(self.embed(codes).to(self.dtype)))
+        return self._embedding()(self._described(self._vectors(codes)))
+
+    def token_embeddings(self, codes: Codes) -> Tensor:
+        """``[B, Q, token_dim]``, what Slot-MLLM's diffusion model attends to.
+
+        Raises:
+            ValueError: a tokenizer built without them.
+        """
+        return self._embedding().tokens(self._described(self._vectors(codes)))
 
     def code_vectors(self) -> dict[str, Tensor]:
         """See :meth:`VisualTokenizer.code_vectors`."""
@@ -144,59 +142,72 @@ class QueryTokenizer(VisualTokenizer):
         states = self._states(images)
         quantized = self.quantizer(self.down(states))
         vectors = self.up(quantized.latents.to(self.dtype))
-        restored = F.cosine_similarity(self.restore(vectors).float(), states.detach().float(), dim=-1)
-        losses = {"quantizer": quantized.loss, "states": 1 - restored.mean()}
+        restored = self.restore(vectors)
+        alike = F.cosine_similarity(restored.float(), states.detach().float(), dim=-1)
+        losses = {"quantizer": quantized.loss, "states": 1 - alike.mean()}
         if self.image is not None and "pooled" in targets:
-            losses["distill.pooled"] = F.mse_loss(self.image(vectors).float(), targets["pooled"].float())
-        return TrainingTerms(self._pixels(vectors), Codes.full(quantized.ids, self.spec), losses)
+            embedding = self.image(restored if self.from_restored else vectors)
+            losses["distill.pooled"] = F.mse_loss(embedding.float(), targets["pooled"].float())
+        return TrainingTerms(self._pixels(vectors), Codes.full(quantized.ids, self.spec), losses, states[:, -1])
 
     def _states(self, images: Tensor) -> Tensor:
         tower = self.encoder
         features = tower.run(tower.stem(images.to(self.dtype)), 0, tower.depth)
-        return self.qformer(self.vision_norm(features))
+        if self.memory is None:
+            return self.qformer(self.vision_norm(features))
+        return self.qformer(self.memory(self.vision_norm(tower.on_grid(tower.norm(features)))))
+
+    def _vectors(self, codes: Codes) -> Tensor:
+        return self.up(self.embed(codes).to(self.dtype))
+
+    def _described(self, vectors: Tensor) -> Tensor:
+        """What the image embedding is made from."""
+        return self.restore(vectors) if self.from_restored else vectors
+
+    def _embedding(self) -> ImageEmbedding:
+        if self.image is None:
+            raise ValueError(f"{type(self).__name__} was built with image_dim 0; give the embedding's width")
+        return self.image
 
     def _pixels(self, vectors: Tensor) -> Tensor:
+        if self.reader is None or self.decoder is None:
+            raise ValueError(NO_PIXELS.format(type(self).__name__))
         return self.decoder(self.reader(vectors))
 
 
-class ImageEmbedding(nn.Module):
-    """Codes to one image embedding, SEED's released way: blocks over the codes, each narrowed, all joined.
+#: What a tokenizer says that was built without pixels.
+NO_PIXELS = "this {} has no pixel decoder; train one or draw with a diffusion decoder"
 
-    Its training code has a second Q-Former with one query instead; the released weights hold this.
 
-    Args:
-        queries: Q, number of codes.
-        dim: C, width of the codes as the Q-Former saw them.
-        layers: number of blocks.
-        heads: their attention heads.
-        out_dim: width of the image embedding (1024 for CLIP ViT-H).
-        hidden: width of the blocks' feed-forward layers.
-        eps: of the norms.
+def _agree_on_pixels(tower: Tower, dim: int, reader: GridReader | None, decoder: Decoder | None) -> None:
+    """Raise unless reader and decoder, where they are given, fit vectors of width ``dim`` and the tower."""
+    if pixels := both(reader, decoder):
+        reads, decodes = pixels
+        agree(
+            {
+                "the reader's dim and the Q-Former's": (reads.dim, dim),
+                "the decoder's dim and the reader's out_dim": (decodes.dim, reads.out_dim),
+                "the pixels of the decoder and of the tower": (reads.grid * decodes.stride, tower.image_size),
+            }
+        )
+
+
+def _widening(dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, out_dim))
+
+
+def both(reader: GridReader | None, decoder: Decoder | None) -> tuple[GridReader, Decoder] | None:
+    """The parts that make pixels, or None where there are none.
+
+    Raises:
+        ValueError: one without the other.
     """
-
-    def __init__(
-        self,
-        queries: int,
-        dim: int,
-        layers: int,
-        heads: int,
-        out_dim: int,
-        hidden: int | None = None,
-        eps: float = 1e-6,
-    ) -> None:
-        super().__init__()
-        self.positions = nn.Parameter(torch.zeros(1, queries, dim))
-        self.blocks = nn.ModuleList(PreNormBlock(dim, heads, hidden, eps) for _ in range(layers))
-        first, second, third = (nn.Linear(*widths, bias=False) for widths in ((dim, 256), (256, 128), (128, 32)))
-        self.narrow = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
-        self.out = nn.Linear(queries * third.out_features, out_dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[B, Q, C]`` to ``[B, out_dim]``."""
-        hidden = tokens + self.positions
-        for block in self.blocks:
-            hidden = block(hidden)
-        return self.out(self.narrow(hidden).flatten(1))
+    if reader is not None and decoder is not None:
+        return reader, decoder
+    if reader is None and decoder is None:
+        return None
+    given, lacking = ("decoder", "reader") if reader is None else ("reader", "decoder")
+    raise ValueError(f"pixels need a reader and a decoder, got a {given} alone; add a {lacking} or leave both out")
 
 
 def agree(pairs: Mapping[str, tuple[int, int]]) -> None:
@@ -204,17 +215,3 @@ def agree(pairs: Mapping[str, tuple[int, int]]) -> None:
     for what, (first, second) in pairs.items():
         if first != second:
             raise ValueError(f"{what} must agree, got {first} and {second}; change either")
-
-
-class _ReadingBlock(nn.Module):
-    """Cross-attention to the vectors, self-attention among the cells, feed-forward layer; each after a norm."""
-
-    def __init__(self, dim: int, heads: int, memory_dim: int) -> None:
-        super().__init__()
-        self.norm_read, self.norm_memory = nn.LayerNorm(dim), nn.LayerNorm(memory_dim)
-        self.read, self.out = Attention(dim, heads, memory_dim), nn.Linear(dim, dim)
-        self.among = PreNormBlock(dim, heads)
-
-    def forward(self, cells: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
-        read = self.read(self.norm_read(cells), self.norm_memory(vectors), mask)
-        return self.among(cells + self.out(read))

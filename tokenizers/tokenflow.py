@@ -16,7 +16,7 @@ from .codes import CodeLayout, Codes, CodeSpec
 from .convolutional import Decoder, Encoder
 from .learned import GradientQuantizer
 from .scales import MultiScaleQuantizer
-from .vision import VisionTower
+from .towers import Tower
 
 
 class SharedMappingQuantizer(GradientQuantizer):
@@ -75,8 +75,13 @@ class TokenFlowTokenizer(VisualTokenizer):
 
     The semantic features are the tower's before its last layer, through ``Linear, Tanh, Linear``; the pixel features a
     convolutional encoder's of the same grid, for which the image is resized where strides differ (bicubically, as in
-    the release). Their quantized sum over all scales is split again: a transformer gives the teacher's features back
-    (``distill.tokens``, ``1 - cosine`` as released; the paper writes an L2 distance), the pixel part is decoded.
+    the release), and the decoded pixels are resized back. Their quantized sum over all scales is split again: a
+    transformer gives the teacher's features back (``distill.tokens``, ``1 - cosine`` as released; the paper writes an
+    L2 distance), the pixel part is decoded.
+
+    The released tokenizers differ in what they read of their towers: TokenFlow-B all of CLIP's layers, ``normed``, with
+    a teacher of width 512; TokenFlow-L all of ViTamin's; TokenFlow-XL all of SigLIP's but the last. The semantic
+    decoder of all three has a class token.
 
     Args:
         semantic_encoder: vision tower, usually started from the teacher's weights; the pooling head is not used.
@@ -85,20 +90,29 @@ class TokenFlowTokenizer(VisualTokenizer):
         decoder: pixel features, widened to its ``dim``, to pixels.
         semantic_layers: depth of the semantic decoder.
         heads: its attention heads.
+        class_token: whether it also has a token that stands for no cell.
+        semantic_layer: number of the tower's layers before the semantic features; all but the last by default.
+        normed: take the features through the norm of the tower's class token.
+        teacher_dim: width of the teacher's features; the tower's by default.
 
     Raises:
-        ValueError: a last side that is not the tower's grid, or a decoder that unfolds it to other pixels than its.
+        ValueError: a last side that is not the tower's grid, a decoder of another grid, a layer that the tower lacks,
+            or a tower without a class token whose norm is asked for.
     """
 
     @register_to_config
     def __init__(
         self,
-        semantic_encoder: VisionTower,
+        semantic_encoder: Tower,
         encoder: Encoder,
         quantizer: MultiScaleQuantizer,
         decoder: Decoder,
         semantic_layers: int = 3,
         heads: int = 12,
+        class_token: bool = False,
+        semantic_layer: int | None = None,
+        normed: bool = False,
+        teacher_dim: int | None = None,
     ) -> None:
         super().__init__()
         tower, inner = semantic_encoder, quantizer.quantizer
@@ -106,21 +120,29 @@ class TokenFlowTokenizer(VisualTokenizer):
             raise ValueError(
                 f"TokenFlow's scales must share a SharedMappingQuantizer, got {type(inner).__name__}; use one inside"
             )
-        if quantizer.sides[-1] != tower.grid or decoder.stride * tower.grid != tower.image_size:
+        if quantizer.sides[-1] != tower.grid or decoder.grid not in (None, tower.grid):
             raise ValueError(
-                f"the finest scale must be the tower's grid of {tower.grid} and the decoder unfold it to "
-                f"{tower.image_size} pixels, got a scale of {quantizer.sides[-1]} and a stride of {decoder.stride}"
+                f"the finest scale and the decoder must have the tower's grid of {tower.grid}, got a scale of "
+                f"{quantizer.sides[-1]} and a decoder of grid {decoder.grid or 'any'}; change those"
             )
-        tower.freeze_pooling()
-        _freeze(tower, tower.depth - 1)
+        self.semantic_layer = tower.depth - 1 if semantic_layer is None else semantic_layer
+        if not 0 < self.semantic_layer <= tower.depth or (normed and not tower.prefix):
+            raise ValueError(
+                f"semantic_layer must lie in [1, {tower.depth}] and normed needs a tower with a class token, got layer "
+                f"{self.semantic_layer}, normed {normed} and {tower.prefix} tokens before the patches; change those"
+            )
+        _freeze(tower, self.semantic_layer, normed)
+        self.normed, self.teacher_dim = normed, teacher_dim or tower.width
         self.semantic_encoder, self.encoder, self.quantizer, self.decoder = tower, encoder, quantizer, decoder
         self.widths = inner.widths
         self.to_semantic = bottleneck(tower.width, tower.width, self.widths[0])
         self.to_pixel = nn.Linear(encoder.dim, self.widths[1])
         self.semantic_stem = nn.Linear(self.widths[0], tower.width)
-        self.semantic_places = nn.Parameter(0.02 * torch.randn(tower.grid**2, tower.width))
+        self.semantic_places = nn.Parameter(0.02 * torch.randn(tower.grid**2 + class_token, tower.width))
         self.semantic_decoder = nn.Sequential(*(PreNormBlock(tower.width, heads) for _ in range(semantic_layers)))
-        self.semantic_out = nn.Sequential(nn.LayerNorm(tower.width), bottleneck(tower.width, tower.width, tower.width))
+        out = bottleneck(tower.width, tower.width, self.teacher_dim)
+        self.semantic_out = nn.Sequential(nn.LayerNorm(tower.width), out)
+        self.semantic_class = nn.Parameter(0.02 * torch.randn(1, 1, tower.width)) if class_token else None
         self.from_pixel = nn.Linear(self.widths[1], decoder.dim)
         layout = CodeLayout("scales", tuple(quantizer.sides))
         size = (tower.image_size, tower.image_size)
@@ -145,10 +167,15 @@ class TokenFlowTokenizer(VisualTokenizer):
         """See :meth:`VisualTokenizer.decode`; only the pixel part is read and nothing is drawn."""
         return self._pixels(self.finest(codes)).clamp(-1, 1)
 
-    def pooled(self, codes: Codes) -> Tensor:
-        """See :meth:`VisualTokenizer.pooled`; the last layer and the pooling head are those the tower came with."""
-        tower, restored = self.semantic_encoder, self._restored(self.finest(codes))
-        return tower.pool(tower.run(restored, tower.depth - 1, tower.depth))
+    def pooled(self, codes: Codes) -> Tensor | None:
+        """See :meth:`VisualTokenizer.pooled`; what follows the semantic features in the tower is as it came with it.
+
+        None where the features that are given back are not what the tower goes on with.
+        """
+        tower = self.semantic_encoder
+        if tower.prefix or self.normed or self.teacher_dim != tower.width:
+            return None
+        return tower.pool(tower.run(self._restored(self.finest(codes)), self.semantic_layer, tower.depth))
 
     def code_vectors(self) -> dict[str, Tensor]:
         """See :meth:`VisualTokenizer.code_vectors`."""
@@ -171,26 +198,44 @@ class TokenFlowTokenizer(VisualTokenizer):
 
     def _restored(self, latents: Tensor) -> Tensor:
         """Teacher's tokens as the semantic part of ``[B, L * L, C]`` gives them back."""
-        semantic = latents[..., : self.widths[0]].to(self.dtype)
-        return self.semantic_out(self.semantic_decoder(self.semantic_stem(semantic) + self.semantic_places))
+        hidden = self.semantic_stem(latents[..., : self.widths[0]].to(self.dtype))
+        if self.semantic_class is None:
+            return self.semantic_out(self.semantic_decoder(hidden + self.semantic_places))
+        first = self.semantic_class.expand(len(hidden), -1, -1)
+        hidden = self.semantic_decoder(torch.cat([first, hidden], dim=1) + self.semantic_places)
+        return self.semantic_out(hidden[:, 1:])
 
     def _features(self, images: Tensor) -> Tensor:
         tower, images = self.semantic_encoder, images.to(self.dtype)
-        semantic = self.to_semantic(tower.run(tower.stem(images), 0, tower.depth - 1))
+        hidden = tower.on_grid(tower.run(tower.stem(images), 0, self.semantic_layer))
+        semantic = self.to_semantic(_normed(tower, hidden) if self.normed else hidden)
         side = tower.grid * self.encoder.stride
         if side != images.shape[2]:
-            images = F.interpolate(images, (side, side), mode="bicubic", align_corners=False)
+            images = _bicubic(images, side)
         pixel = self.to_pixel(self.encoder(images).flatten(2).transpose(1, 2))
         return torch.cat([semantic, pixel], dim=-1)
 
     def _pixels(self, latents: Tensor) -> Tensor:
         features = self.from_pixel(latents[..., self.widths[0] :].to(self.dtype)).transpose(1, 2)
-        return self.decoder(features.unflatten(2, (self.quantizer.sides[-1],) * 2))
+        pixels = self.decoder(features.unflatten(2, (self.quantizer.sides[-1],) * 2))
+        return pixels if pixels.shape[2:] == self.image_size else _bicubic(pixels, self.image_size[0])
 
 
-def _freeze(tower: VisionTower, layer: int) -> None:
-    """Take a layer that is never run out of training."""
-    tower.layer(layer).requires_grad_(requires_grad=False)
+def _freeze(tower: Tower, start: int, normed: bool) -> None:
+    """Take what is never run out of training: the layers from ``start`` on, and the pooling but for a norm in use."""
+    if not normed:
+        tower.freeze_pooling()
+    for index in range(start, tower.depth):
+        tower.layer(index).requires_grad_(requires_grad=False)
+
+
+def _normed(tower: Tower, patches: Tensor) -> Tensor:
+    """``[B, N, C]`` through the norm of the tower's class token: each patch stands in for one that is pooled alone."""
+    return tower.pool(patches.flatten(0, 1)[:, None]).unflatten(0, patches.shape[:2])
+
+
+def _bicubic(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(images, (side, side), mode="bicubic", align_corners=False)
 
 
 def unit_parts(vectors: Tensor, widths: Sequence[int]) -> list[Tensor]:

@@ -6,7 +6,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from .codes import Codebook
+from .codes import Codebook, Codes
 from .convolutional import Decoder, Encoder
 from .learned import GradientQuantizer
 from .projection import AttentionProjection
@@ -77,17 +77,34 @@ class UniTokTokenizer(VQTokenizer):
     """A grid of several codes per cell (UniTok, https://arxiv.org/abs/2502.20321).
 
     A plain tokenizer whose features are narrowed to the codes, and widened from them, by attention over the whole
-    image. As published: a ViTamin-L encoder at 256 pixels, 256 cells, ``MultiCodebookQuantizer(64, 4096, 8)``.
+    image. As published: a ViTamin-L encoder and its mirror at 256 pixels, 256 cells,
+    ``MultiCodebookQuantizer(64, 4096, 8)``, 16 heads in both projections, and image features of width 768.
 
     Args:
         encoder: images to features.
         quantizer: features to codes.
         decoder: quantized features to pixels.
         image_size: side of the square images that ``spec`` describes, pixels.
+        pooled_dim: width of the image features that :meth:`pooled` gives and that training compares with captions
+            (768 as published, in the space of CLIP), 0 for none.
     """
 
     @register_to_config
-    def __init__(self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, image_size: int) -> None:
+    def __init__(
+        self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, image_size: int, pooled_dim: int = 0
+    ) -> None:
         super().__init__(encoder, quantizer, decoder, image_size)
         self.narrow = AttentionProjection(encoder.dim, quantizer.dim)
         self.widen = AttentionProjection(quantizer.dim, decoder.dim)
+        self.fc_norm = nn.LayerNorm(decoder.dim, eps=1e-6) if pooled_dim else None
+        self.projection = nn.Linear(decoder.dim, pooled_dim) if pooled_dim else None
+
+    def pooled(self, codes: Codes) -> Tensor | None:
+        """See :meth:`VisualTokenizer.pooled`; of the mean over all cells, not brought to unit length."""
+        self.check_codes(codes)
+        return self._summary(self.widen(self.embed(codes).to(self.dtype)))
+
+    def _summary(self, widened: Tensor) -> Tensor | None:
+        if self.fc_norm is None or self.projection is None:
+            return None
+        return self.projection(self.fc_norm(widened.mean(1)))

@@ -1,31 +1,37 @@
-"""SigLIP vision transformers (https://arxiv.org/abs/2303.15343) run layer by layer, and a transformer pixel decoder."""
+"""Vision transformers of ``transformers`` run layer by layer, and a transformer pixel decoder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers import AutoConfig, SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
-from .component import Component
+from .anatomy import ANATOMIES, Anatomy, Kind, kind_of, load, statistics
 from .convolutional import Decoder, Encoder
+from .towers import Tower
 
 
-@dataclass(frozen=True)
-class VisionFeatures:
-    """What a vision tower says about a batch of images."""
+class VisionTower(Tower):
+    """A vision encoder from ``transformers``, opened up so that hidden states can be read and replaced.
 
-    tokens: Tensor  #: [B, N, C] hidden states before the last layer
-    pooled: Tensor  #: [B, C] output of the attention-pooling head
+    ============================= ============================================================= ===================
+    kind                          model                                                         pooled features
+    ============================= ============================================================= ===================
+    ``siglip``                    SigLIP (https://arxiv.org/abs/2303.15343)                     attention pooling
+    ``clip``                      CLIP (https://arxiv.org/abs/2103.00020)                       normed class token
+    ``dinov2``                    DINOv2 (https://arxiv.org/abs/2304.07193)                     normed class token
+    ``dinov2_with_registers``     the same with registers (https://arxiv.org/abs/2309.16588)    normed class token
+    ``blip2``                     EVA-CLIP ViT-g of BLIP-2 (https://arxiv.org/abs/2301.12597)   normed class token
+    ``vit``                       ViT (https://arxiv.org/abs/2010.11929), without its pooler    normed class token
+    ============================= ============================================================= ===================
 
-
-class VisionTower(Component):
-    """A SigLIP vision encoder from ``transformers``, opened up so that hidden states can be read and replaced.
+    ``transformers`` norms the pooled class token of ``blip2`` a second time; here it is normed once, as everywhere.
 
     Args:
         image_size: side of the square images, pixels.
@@ -34,7 +40,15 @@ class VisionTower(Component):
         layers: number of transformer layers.
         heads: attention heads.
         mlp_width: hidden size of the feed-forward layers; four times ``width`` by default.
-        options: further fields of ``transformers.SiglipVisionConfig``.
+        options: further fields of the model's configuration class.
+        kind: see above. ``blip2`` as published is 224 pixels, patch 14, width 1408, 39 layers, 16 heads, mlp 6144.
+        mean: per channel, of pixels in [0, 1], subtracted before the first layer; the kind's published one by default:
+            0.5 for ``siglip`` and ``vit``, CLIP's for ``clip`` and ``blip2``, ImageNet's for both DINOv2.
+        std: per channel, of pixels in [0, 1], divided by; the kind's published one by default.
+
+    Raises:
+        ValueError: a kind that is none of these, sizes that it cannot have, or statistics that are not those of three
+            channels.
     """
 
     @register_to_config
@@ -47,83 +61,114 @@ class VisionTower(Component):
         heads: int,
         mlp_width: int | None = None,
         options: dict[str, Any] | None = None,
+        kind: Kind = "siglip",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        if kind not in ANATOMIES:
+            raise ValueError(f"kind must be one of {', '.join(ANATOMIES)}, got {kind!r}; use one of those")
         self.image_size, self.patch_size, self.width, self.depth = image_size, patch_size, width, layers
-        self.model = SiglipVisionModel(
-            SiglipVisionConfig(
-                image_size=image_size,
-                patch_size=patch_size,
-                hidden_size=width,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                intermediate_size=mlp_width or 4 * width,
-                **(options or {}),
+        self.kind: Kind = kind
+        anatomy = self.anatomy
+        published_mean, published_std = anatomy.statistics
+        self.mean, self.std = tuple(mean or published_mean), tuple(std or published_std)
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(
+                f"mean and std must be three numbers, std above 0, got {self.mean} and {self.std}; leave them out for "
+                "those the kind was published with"
             )
+        config = anatomy.config(
+            image_size=image_size,
+            patch_size=patch_size,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            **anatomy.sizes(width, mlp_width or 4 * width),
+            **(options or {}),
         )
+        self.prefix = int(anatomy.prefixed) + int(getattr(config, "num_register_tokens", 0))
+        self.model = anatomy.model(config, **anatomy.arguments)
+        for name, weight in self._inner.named_parameters():
+            if name in anatomy.idle:
+                weight.requires_grad_(requires_grad=False)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str) -> VisionTower:
-        """A tower with the weights of a SigLIP checkpoint: a local folder or a hub id.
+        """A tower with the weights of a checkpoint: a local folder or a hub id.
+
+        Of a SigLIP, CLIP or BLIP-2 with a text side the vision model is taken. Mean and standard deviation are those of
+        the checkpoint's ``preprocessor_config.json``, or the kind's published ones where it has none.
 
         Raises:
-            ValueError: the checkpoint is of another kind than SigLIP.
+            ValueError: a checkpoint of no known kind, or one that lacks weights of its vision model.
         """
-        kind = AutoConfig.from_pretrained(checkpoint).model_type
-        if kind not in ("siglip", "siglip_vision_model"):
-            raise ValueError(
-                f"a vision tower starts from a SigLIP checkpoint, got {kind!r} in {checkpoint}; choose another"
-            )
-        model = SiglipVisionModel.from_pretrained(checkpoint)
-        config: SiglipVisionConfig = model.config
+        kind = kind_of(str(AutoConfig.from_pretrained(checkpoint).model_type), checkpoint)
+        anatomy, model = ANATOMIES[kind], load(kind, checkpoint)
+        config = model.config
         named = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
         size, patch, width, layers, heads = (int(getattr(config, name)) for name in named)
-        options = {name: getattr(config, name) for name in ("hidden_act", "layer_norm_eps", "attention_dropout")}
-        tower = cls(size, patch, width, layers, heads, int(config.intermediate_size), options)
+        mlp_width = int(width * config.mlp_ratio if anatomy.ratio else config.intermediate_size)
+        options = {name: getattr(config, name) for name in anatomy.options}
+        mean, std = (
+            None if list(stated) == list(published) else stated
+            for stated, published in zip(statistics(checkpoint) or anatomy.statistics, anatomy.statistics, strict=True)
+        )
+        tower = cls(size, patch, width, layers, heads, mlp_width, options, kind, mean, std)
         tower.model.load_state_dict(model.state_dict())
         return tower
 
-    @property
-    def grid(self) -> int:
-        """Patches along one side."""
-        return self.image_size // self.patch_size
-
     def stem(self, images: Tensor) -> Tensor:
-        """Patches with positions, before the first layer: ``[B, 3, H, W]`` to ``[B, N, C]``."""
-        return self._inner.embeddings(images)
+        """See :meth:`Tower.stem`; class token and registers first."""
+        hidden = self._inner.embeddings(self._normalized(images))
+        return hidden if self.anatomy.first is None else self._part(self.anatomy.first)(hidden)
 
     def patches(self, images: Tensor) -> Tensor:
-        """Patches without positions: ``[B, 3, H, W]`` to ``[B, N, C]``, equal for equal patches wherever they are."""
-        return self._inner.embeddings.patch_embedding(images).flatten(2).transpose(1, 2)
+        """See :meth:`Tower.patches`."""
+        return self._part(self.anatomy.patch)(self._normalized(images)).flatten(2).transpose(1, 2)
 
     def layer(self, index: int) -> nn.Module:
-        """The transformer layer of an index in [0, depth)."""
-        return self._inner.encoder.layers[index]
+        """See :meth:`Tower.layer`."""
+        return self._part(self.anatomy.layers)[index]
 
     def run(self, hidden: Tensor, start: int, stop: int) -> Tensor:
-        """Layers ``start`` to ``stop - 1`` over ``[B, N, C]``."""
-        for layer in self._inner.encoder.layers[start:stop]:
-            hidden = layer(hidden, attention_mask=None)
+        """See :meth:`Tower.run`."""
+        for layer in self._part(self.anatomy.layers)[start:stop]:
+            hidden = layer(hidden, **self.anatomy.call)
         return hidden
 
+    def norm(self, hidden: Tensor) -> Tensor:
+        """See :meth:`Tower.norm`."""
+        return self._part(self.anatomy.norm)(hidden)
+
     def pool(self, hidden: Tensor) -> Tensor:
-        """Final norm and attention-pooling head: ``[B, N, C]`` to ``[B, C]``."""
-        return self._inner.head(self._inner.post_layernorm(hidden))
+        """See :meth:`Tower.pool`; the final norm, then the pooling head or the class token."""
+        normed = self.norm(hidden)
+        return normed[:, 0] if self.anatomy.head is None else self._part(self.anatomy.head)(normed)
 
     def freeze_pooling(self) -> None:
-        """Take the final norm and the pooling head, which some users never run, out of training."""
+        """See :meth:`Tower.freeze_pooling`; the final norm and the pooling head."""
         for name, part in self._inner.named_children():
-            if name in ("post_layernorm", "head"):
+            if name in (self.anatomy.norm, self.anatomy.head):
                 part.requires_grad_(requires_grad=False)
 
-    def forward(self, images: Tensor) -> VisionFeatures:
-        """Features of ``[B, 3, H, W]`` images in [-1, 1]."""
-        tokens = self.run(self.stem(images), 0, self.depth - 1)
-        return VisionFeatures(tokens, self.pool(self.run(tokens, self.depth - 1, self.depth)))
+    def _normalized(self, images: Tensor) -> Tensor:
+        if set(self.mean) == set(self.std) == {0.5}:
+            return images  # in [-1, 1] as they come
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (0.5 * images + 0.5 - mean) / std
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Where the parts of the model are."""
+        return ANATOMIES[self.kind]
 
     @property
     def _inner(self) -> Any:
         return getattr(self.model, "vision_model", self.model)
+
+    def _part(self, path: str) -> Any:
+        return self._inner.get_submodule(path)
 
 
 class TransformerEncoder(Encoder):
@@ -134,7 +179,7 @@ class TransformerEncoder(Encoder):
     """
 
     @register_to_config
-    def __init__(self, tower: VisionTower) -> None:
+    def __init__(self, tower: Tower) -> None:
         super().__init__()
         self.tower, self.dim, self.stride, self.grid = tower, tower.width, tower.patch_size, tower.grid
         tower.freeze_pooling()
@@ -142,7 +187,7 @@ class TransformerEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` to ``[B, C, h, w]``."""
-        hidden = self.norm(self.tower.run(self.tower.stem(images), 0, self.tower.depth))
+        hidden = self.norm(self.tower.on_grid(self.tower.run(self.tower.stem(images), 0, self.tower.depth)))
         return hidden.transpose(1, 2).unflatten(2, (self.tower.grid, self.tower.grid))
 
 

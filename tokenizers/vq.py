@@ -64,7 +64,7 @@ class VQTokenizer(VisualTokenizer):
 
     def decode(self, codes: Codes, generator: torch.Generator | None = None) -> Tensor:
         """See :meth:`VisualTokenizer.decode`; nothing is drawn."""
-        return self._pixels(self.embed(codes), codes).clamp(-1, 1)
+        return self._painted(self.widen(self.embed(codes).to(self.dtype)), codes).clamp(-1, 1)
 
     def code_vectors(self) -> dict[str, Tensor]:
         """See :meth:`VisualTokenizer.code_vectors`."""
@@ -75,7 +75,9 @@ class VQTokenizer(VisualTokenizer):
         self.check_images(images)
         quantized = self.quantizer(self._latents(images))
         codes = self._codes(quantized.ids, images)
-        return TrainingTerms(self._pixels(quantized.latents, codes), codes, {"quantizer": quantized.loss})
+        widened = self.widen(quantized.latents.to(self.dtype))
+        losses = {"quantizer": quantized.loss}
+        return TrainingTerms(self._painted(widened, codes), codes, losses, self._summary(widened))
 
     def _latents(self, images: Tensor) -> Tensor:
         return self.narrow(self.encoder(images.to(self.dtype)).flatten(2).transpose(1, 2))  # [B, N, C]
@@ -84,9 +86,12 @@ class VQTokenizer(VisualTokenizer):
         shape = (images.shape[2] // self.stride, images.shape[3] // self.stride)
         return Codes.full(ids, self.spec.with_shape(*shape))
 
-    def _pixels(self, latents: Tensor, codes: Codes) -> Tensor:
-        features = self.widen(latents.to(self.dtype)).transpose(1, 2)
-        return self.decoder(features.unflatten(2, codes.spec.layout.shape))
+    def _painted(self, widened: Tensor, codes: Codes) -> Tensor:
+        return self.decoder(widened.transpose(1, 2).unflatten(2, codes.spec.layout.shape))
+
+    def _summary(self, widened: Tensor) -> Tensor | None:
+        """See :attr:`TrainingTerms.summary`; families that have one say which."""
+        return None
 
 
 def _linear(before: int, after: int, always: bool) -> nn.Module:

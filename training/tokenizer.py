@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -13,9 +13,10 @@ from ..tokenizers.base import TrainingTerms, VisualTokenizer
 from ..tokenizers.convolutional import Decoder
 from ..tokenizers.discriminator import PatchDiscriminator
 from ..tokenizers.losses import PixelLoss
-from ..tokenizers.vision import VisionTower
+from ..tokenizers.towers import Tower
 from .adversarial import ADVERSARIAL, AdversarialSettings, adaptive_weight, discriminator_term, generator_term
 from .base import TrainingModule
+from .contrast import Contrast
 from .data import ImageData
 from .frozen import Frozen
 from .guard import GUARD, GuardSettings
@@ -28,13 +29,17 @@ class TokenizerTraining(TrainingModule):
     """Trains a tokenizer on batches with ``images`` ``[B, 3, H, W]`` in [-1, 1].
 
     Logs every term under ``train/``, usage and perplexity of each codebook, and on validation ``val/psnr`` (decibel,
-    mean over images), ``val/l1`` and usage of the decoded codes.
+    mean over images), ``val/l1`` and usage of the decoded codes; without a pixel loss every term under ``val/``.
 
     Args:
         tokenizer: any family.
-        pixel_loss: between reconstruction and images.
-        weights: of the family's own terms by name; 1 where none is given.
+        pixel_loss: between reconstruction and images; None for stages that train no pixels.
+        weights: of the family's own terms and of ``contrast`` by name; 1 where none is given, and what has 0 is left
+            out.
+        only: names of the tokenizer's parts, or of parts of those, that this stage trains; all others stay as they
+            are. All by default.
         teacher: gives the family its targets; frozen, and not part of checkpoints.
+        contrast: of the pictures' features with their captions, for families that have one; none by default.
         discriminator: for an adversarial loss; none by default.
         adversarial: when and how much it counts.
         optimizer: of the tokenizer; the discriminator shares all but the learning rate.
@@ -44,17 +49,20 @@ class TokenizerTraining(TrainingModule):
         save_dtype: precision of the written weights; half of it halves the file.
 
     Raises:
-        ValueError: a discriminator beside a tokenizer without a pixel decoder; at the first step, weights of unknown
-            terms, or a teacher that the family does not learn from.
+        ValueError: a discriminator without a pixel decoder and a pixel loss, or a part that the tokenizer lacks; at the
+            first step, weights of unknown terms, a teacher that the family does not learn from, or a contrast or pixel
+            loss for a family that has nothing to compare.
     """
 
     def __init__(
         self,
         tokenizer: VisualTokenizer,
-        pixel_loss: PixelLoss,
+        pixel_loss: PixelLoss | None,
         *,
         weights: dict[str, float] | None = None,
-        teacher: VisionTower | None = None,
+        only: list[str] | None = None,
+        teacher: Tower | None = None,
+        contrast: Contrast | None = None,
         discriminator: PatchDiscriminator | None = None,
         adversarial: AdversarialSettings = ADVERSARIAL,
         optimizer: OptimizerSettings = OPTIMIZER,
@@ -64,12 +72,14 @@ class TokenizerTraining(TrainingModule):
         save_dtype: SaveDtype = "float32",
     ) -> None:
         super().__init__(optimizer, guard, seed)
-        if discriminator is not None and not isinstance(getattr(tokenizer, "decoder", None), Decoder):
+        painted = isinstance(getattr(tokenizer, "decoder", None), Decoder) and pixel_loss is not None
+        if discriminator is not None and not painted:
             raise ValueError(
-                f"an adversarial loss needs a tokenizer with a pixel decoder, got {type(tokenizer).__name__}; "
-                "leave the discriminator out"
+                f"an adversarial loss needs a tokenizer with a pixel decoder and a pixel loss beside it, got a "
+                f"{type(tokenizer).__name__} without; leave the discriminator out"
             )
-        self.tokenizer = tokenizer.train()
+        self._resting = _rest(tokenizer, only)
+        self.tokenizer, self.contrast = tokenizer, contrast
         self.pixel_loss, self.discriminator, self.adversarial = pixel_loss, discriminator, adversarial
         self.weights, self.save_to = dict(weights or {}), save_to
         self.save_dtype: SaveDtype = save_dtype
@@ -80,38 +90,52 @@ class TokenizerTraining(TrainingModule):
         """As every module does; and one picture must be of a size that the tokenizer takes."""
         super().check_run(trainer, data)
         if isinstance(data, ImageData):
-            self.tokenizer.check_images(data.first()["images"][None])
+            first = data.first()
+            self.tokenizer.check_images(first["images"][None])
+            if self.contrast is not None:
+                self.contrast.text.ids([first["text"]])
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module; parts that this stage does not train stay in evaluation mode."""
+        super().train(mode)
+        for part in self._resting:
+            part.eval()
+        return self
 
     def trained(self) -> Mapping[str, Trained]:
-        """The generator (the tokenizer) and, where there is one, the discriminator."""
+        """The generator (the tokenizer) and, where there are any, the contrast and the discriminator."""
         rate = self.settings.learning_rate
         parts = {"generator": Trained(self.tokenizer, rate)}
+        if self.contrast is not None:
+            parts["contrast"] = Trained(self.contrast, rate)
         if self.discriminator is not None:
             parts["discriminator"] = Trained(self.discriminator, self.adversarial.learning_rate or rate)
         return parts
 
     def training_loss(self, batch: dict[str, Any]) -> Tensor:
         """The sum of all terms, those of the discriminator included."""
-        images: Tensor = batch["images"]
-        terms = self.tokenizer.training_step_terms(images, **self._targets(images))
-        pixel = self.pixel_loss(terms.reconstruction, images)
-        losses = pixel | self._weighted(terms)
-        if self.discriminator is not None:
-            reconstruction = torch.stack(list(pixel.values())).sum()
-            losses |= self._adversarial(self.discriminator, images, terms.reconstruction, reconstruction)
+        terms, losses, pixel = self._terms(batch)
+        if self.discriminator is not None and terms.reconstruction is not None:
+            total = torch.stack(list(pixel.values())).sum()
+            losses |= self._adversarial(self.discriminator, batch["images"], terms.reconstruction, total)
         self.usage.update(terms.codes)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         self.log_dict(self.usage.compute())
         return torch.stack([value.float() for value in losses.values()]).sum()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Encode, decode, compare."""
+        """Encode, decode, compare; without a pixel loss, the terms of training."""
         images: Tensor = batch["images"]
-        codes = self.tokenizer.encode(images)
-        difference = (self.tokenizer.decode(codes).float() - images.float()).flatten(1)
-        psnr = 10 * torch.log10(4 / difference.square().mean(1).clamp(min=1e-10))
-        self.validation_usage.update(codes)
-        found = {"val/psnr": psnr.mean(), "val/l1": difference.abs().mean()}
+        if self.pixel_loss is None:
+            terms, losses, _ = self._terms(batch)
+            self.validation_usage.update(terms.codes)
+            found = {f"val/{name}": value for name, value in losses.items()}
+        else:
+            codes = self.tokenizer.encode(images)
+            difference = (self.tokenizer.decode(codes).float() - images.float()).flatten(1)
+            psnr = 10 * torch.log10(4 / difference.square().mean(1).clamp(min=1e-10))
+            self.validation_usage.update(codes)
+            found = {"val/psnr": psnr.mean(), "val/l1": difference.abs().mean()}
         self.log_dict(found, batch_size=len(images), sync_dist=True, prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
@@ -132,16 +156,39 @@ class TokenizerTraining(TrainingModule):
         features = self._teacher(images)
         return {"tokens": features.tokens, "pooled": features.pooled}
 
-    def _weighted(self, terms: TrainingTerms) -> dict[str, Tensor]:
-        unknown = sorted(set(self.weights) - set(terms.losses))
+    def _terms(self, batch: dict[str, Any]) -> tuple[TrainingTerms, dict[str, Tensor], dict[str, Tensor]]:
+        """What the family says, all weighted terms, and those of pixels alone."""
+        images: Tensor = batch["images"]
+        terms = self.tokenizer.training_step_terms(images, **self._targets(images))
+        pixel = {} if self.pixel_loss is None else self._pixel(self.pixel_loss, terms, images)
+        return terms, pixel | self._weighted(terms, batch), pixel
+
+    def _pixel(self, loss: PixelLoss, terms: TrainingTerms, images: Tensor) -> dict[str, Tensor]:
+        if terms.reconstruction is None:
+            raise ValueError(
+                f"a pixel loss needs a tokenizer with a pixel decoder, got a {type(self.tokenizer).__name__} without; "
+                "set pixel_loss to null"
+            )
+        return loss(terms.reconstruction, images)
+
+    def _weighted(self, terms: TrainingTerms, batch: dict[str, Any]) -> dict[str, Tensor]:
+        losses = dict(terms.losses)
+        if self.contrast is not None:
+            if terms.summary is None:
+                raise ValueError(
+                    f"{type(self.tokenizer).__name__} has no feature to compare with captions; leave the contrast out"
+                )
+            losses["contrast"] = self.contrast(terms.summary, batch["text"])
+        unknown = sorted(set(self.weights) - set(losses))
         if unknown:
             raise ValueError(
-                f"weights must name terms of {type(self.tokenizer).__name__}, which are {', '.join(terms.losses)}, "
+                f"weights must name terms of {type(self.tokenizer).__name__}, which are {', '.join(losses)}, "
                 f"got {', '.join(unknown)}"
             )
-        if self._teacher is not None and not any(name.startswith("distill.") for name in terms.losses):
+        if self._teacher is not None and not any(name.startswith("distill.") for name in losses):
             raise ValueError(f"{type(self.tokenizer).__name__} learns nothing from a teacher; leave the teacher out")
-        return {name: self.weights.get(name, 1.0) * value for name, value in terms.losses.items()}
+        weighed = {name: self.weights.get(name, 1.0) for name in losses}
+        return {name: weight * losses[name] for name, weight in weighed.items() if weight}
 
     def _adversarial(
         self, discriminator: nn.Module, images: Tensor, reconstruction: Tensor, pixel: Tensor
@@ -160,3 +207,29 @@ class TokenizerTraining(TrainingModule):
         # Last, because spectral norms move when the discriminator is called.
         losses["discriminator"] = discriminator_term(discriminator, images, reconstruction)
         return losses
+
+
+def _rest(tokenizer: VisualTokenizer, only: list[str] | None) -> list[nn.Module]:
+    """Freeze all parts but these and what is inside them; the frozen ones."""
+    tokenizer.train()
+    if only is None:
+        return []
+    named: list[tuple[str, nn.Module]] = list(tokenizer.named_modules())[1:]
+    unknown = sorted(set(only) - {name for name, _ in named})
+    if unknown or not only:
+        known = ", ".join(name for name, _ in tokenizer.named_children())
+        raise ValueError(
+            f"only must name parts of {type(tokenizer).__name__}, which are {known}, and parts of those, got "
+            f"{', '.join(unknown) or 'none'}; correct the names"
+        )
+    for name, parameter in tokenizer.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and _inside(name, only))
+    around = [name for name, _ in named if any(_inside(part, [name]) for part in only)]
+    resting = [part for name, part in named if name not in around and not _inside(name, only)]
+    for part in resting:
+        part.eval()
+    return resting
+
+
+def _inside(name: str, parts: Iterable[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from smalti.bridge.keymap import Copy, Drop, Join, Split, Under, fill, translate
+from smalti.bridge.keymap import Constant, Copy, Drop, Join, Split, Under, fill, translate
 
 
 class Ours(nn.Module):
@@ -78,3 +78,23 @@ def test_a_rule_to_nowhere(theirs):
     rules = [Copy("out.bias", "tail.bias"), *RULES]
     with pytest.raises(ValueError, match=r"not used: tail.bias \(nothing of that name here\); missing: head.bias"):
         translate(theirs, rules, Ours(), "theirs")
+
+
+def test_weights_that_are_changed_or_not_stored():
+    module = nn.ModuleDict({"layer_2": nn.Linear(2, 6), "scale": nn.LayerNorm(3)})
+    parts = Join(r"(?P<part>q|v)_bias", "bias", ("q", "k", "v"), zeros=("k",))
+    rules = [
+        Under(r"blocks\.(\d)\.", lambda match: f"layer_{int(match[1]) + 1}.", [parts, Copy("weight", "weight")]),
+        Constant(r"scale\.(?:weight|bias)", 1.0, "nothing passes it"),
+        Copy("shift", "scale.bias", change=lambda rows: rows[:-1]),
+    ]
+    stored = {"q_bias": torch.randn(2), "v_bias": torch.randn(2), "weight": torch.randn(6, 2)}
+    weights = {f"blocks.1.{name}": weight for name, weight in stored.items()} | {"shift": torch.arange(4.0)}
+    fill(module, weights, rules, "theirs")
+    expected = torch.cat([stored["q_bias"], torch.zeros(2), stored["v_bias"]])
+    assert torch.equal(module["layer_2"].bias, expected)
+    assert torch.equal(module["scale"].weight, torch.ones(3))
+    assert torch.equal(module["scale"].bias, torch.arange(3.0))  # what is stored counts
+    del weights["blocks.1.q_bias"]
+    with pytest.raises(ValueError, match=r"missing: q of layer_2\.bias;"):
+        fill(module, weights, rules, "theirs")

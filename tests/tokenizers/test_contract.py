@@ -58,9 +58,15 @@ def queries(family, quantizer, reading="attention"):
     return family(tower(2), qformer, quantizer, reader(16, 8), ConvDecoder(8, **SHAPE))
 
 
-def tokenflow():
+def tokenflow(semantic=None, **options):
     scales = MultiScaleQuantizer(SharedMappingQuantizer(4, 2, 16), [1, 2, 4])
-    return TokenFlowTokenizer(tower(3), ConvEncoder(8, **SHAPE), scales, ConvDecoder(8, **SHAPE), 1, 2)
+    parts = (semantic or tower(3), ConvEncoder(8, **SHAPE), scales, ConvDecoder(8, **SHAPE))
+    return TokenFlowTokenizer(*parts, 1, 2, **options)
+
+
+def tokenflow_clip():
+    semantic = VisionTower(SIDE, patch_size=4, width=16, layers=2, heads=2, kind="clip")
+    return tokenflow(semantic, class_token=True, semantic_layer=2, normed=True)
 
 
 def lavit():
@@ -104,6 +110,7 @@ TOKENIZERS = {
     "slot": lambda: queries(SlotTokenizer, VectorQuantizer(4, 16, depth=2), "morph"),
     "soft": soft,
     "tokenflow": tokenflow,
+    "tokenflow-clip": tokenflow_clip,
     "unitok": unitok,
 }
 

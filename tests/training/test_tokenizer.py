@@ -12,14 +12,19 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 
+from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.base import VisualTokenizer
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.discriminator import PatchDiscriminator
 from smalti.tokenizers.losses import PixelLoss, hinge_discriminator, hinge_generator
+from smalti.tokenizers.qformer import QFormer
 from smalti.tokenizers.quantizers import VectorQuantizer
-from smalti.tokenizers.vision import VisionTower
+from smalti.tokenizers.queries import GridReader
+from smalti.tokenizers.seed import SeedTokenizer
+from smalti.tokenizers.vision import TransformerDecoder, VisionTower
 from smalti.tokenizers.vq import VQTokenizer
 from smalti.training.adversarial import AdversarialSettings, adaptive_weight, discriminator_term, generator_term
+from smalti.training.contrast import Contrast, TextTower
 from smalti.training.interrupt import GracefulInterrupt
 from smalti.training.optimizer import OptimizerSettings
 from smalti.training.resume import ResumableData
@@ -299,5 +304,78 @@ def test_a_discriminator_needs_a_pixel_decoder():
         def __init__(self):
             super().__init__()
 
-    with pytest.raises(ValueError, match=r"needs a tokenizer with a pixel decoder, got Blind"):
+    with pytest.raises(
+        ValueError, match=r"needs a tokenizer with a pixel decoder and a pixel loss beside it, got a Blind without"
+    ):
         module(tokenizer=Blind(), discriminator=discriminator())
+
+
+class Captioned(Noise):
+    """Noise with captions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = [item | {"text": f"picture {at % 4}"} for at, item in enumerate(self.items)]
+
+
+def seed_tokenizer() -> SeedTokenizer:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tower = VisionTower(SIZE, 8, 16, 1, 2)
+        qformer = QFormer(4, 16, 2, 2, 32, 16, dropout=0.0)
+        quantizer = VectorQuantizer(dim=4, codebook_size=16)
+        reader, decoder = GridReader(16, 16, 2, 1, 2), TransformerDecoder(16, 2, 8, 16, 1, 2)
+        return SeedTokenizer(tower, qformer, quantizer, reader, decoder)
+
+
+def compared() -> Contrast:
+    words = Vocabulary.train([f"picture {number}" for number in range(4)])
+    return Contrast(16, TextTower(words, width=8, layers=1, heads=2, length=4), dim=8)
+
+
+CONTRASTIVE = {"contrast": 1.0, "quantizer": 0.0, "states": 0.0}
+
+
+def test_a_contrastive_stage_trains_the_parts_it_names_and_nothing_else(tmp_path):
+    training = TokenizerTraining(
+        seed_tokenizer(), None, contrast=compared(), weights=CONTRASTIVE, only=["qformer", "vision_norm"]
+    )
+    before = copied(training)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(training, datamodule=Captioned())
+    changed = {name for name, value in copied(training).items() if not torch.equal(value, before[name])}
+    parts = {".".join(name.split(".")[:2]) for name in changed}
+    assert {"tokenizer.qformer", "tokenizer.vision_norm", "contrast.text", "contrast.temperature"} <= parts
+    assert not parts & {f"tokenizer.{name}" for name in ("encoder", "quantizer", "decoder", "down", "up", "reader")}
+    assert "val/contrast" in run.callback_metrics
+    assert "val/psnr" not in run.callback_metrics
+    assert "train/quantizer" not in run.callback_metrics
+
+
+def test_parts_at_rest_stay_in_evaluation_mode(tmp_path):
+    """Averages of a resting quantizer do not move, and a resting Q-Former drops nothing out."""
+    training = TokenizerTraining(seed_tokenizer(), PixelLoss(), only=["decoder"])
+    training.train()
+    assert not training.tokenizer.quantizer.training
+    assert not training.tokenizer.qformer.training
+    assert training.tokenizer.decoder.training
+
+
+def test_a_part_of_a_part_can_be_trained_alone():
+    training = TokenizerTraining(seed_tokenizer(), None, only=["encoder.model.encoder.layers.0", "down"])
+    training.train()
+    inner = training.tokenizer.encoder.model
+    assert inner.encoder.layers[0].self_attn.training
+    assert not inner.embeddings.training
+    trained = {name for name, weight in training.tokenizer.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all(name.startswith(("encoder.model.encoder.layers.0.", "down.")) for name in trained)
+
+
+def test_stages_that_cannot_be_trained_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"only must name parts of SeedTokenizer, .* got qformers"):
+        TokenizerTraining(seed_tokenizer(), None, only=["qformers"])
+    with pytest.raises(ValueError, match="VQTokenizer has no feature to compare with captions; leave the contrast out"):
+        trainer(tmp_path, max_steps=1).fit(module(contrast=compared()), datamodule=Captioned())
+    with pytest.raises(ValueError, match="an adversarial loss needs a tokenizer with a pixel decoder and a pixel loss"):
+        TokenizerTraining(tokenizer(), None, discriminator=discriminator())
