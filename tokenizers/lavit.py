@@ -30,8 +30,8 @@ class LavitTokenizer(VisualTokenizer):
     Patches of the tower are kept or dropped by the selector, the kept ones take in the dropped, and each becomes a
     code: nearest by distance to its narrowed vector of unit length. As published: a frozen EVA-CLIP-g tower at 224
     pixels, 12 merging layers, 16384 codes of width 32, a third of the patches kept. The release draws what is kept,
-    also when it encodes, so that an image has other codes each time; here what is more likely kept than not is kept,
-    and drawing is for training, or where ``selection`` says so.
+    also when it encodes, so that an image has other codes each time; here the likeliest patches are kept, as many as
+    would be on average, and drawing is for training, or where ``selection`` says so.
 
     Terms of training: ``quantizer``, ``states`` (``1 - cosine`` of the tower's features and those the codes give back)
     and ``kept`` (the squared distance of the kept share from ``keep_share``).
@@ -173,9 +173,13 @@ class LavitTokenizer(VisualTokenizer):
         """Bool mask ``[B, N]`` of at least one patch per image."""
         logs = logs.detach().float()
         if self.training or self.selection == "drawn":
-            logs = logs - (-torch.rand_like(logs).clamp(min=1e-20).log()).log()
-        margin = logs[..., 0] - logs[..., 1]
-        return (margin > 0) | (margin == margin.amax(1, keepdim=True))
+            drawn = logs - (-torch.rand_like(logs).clamp(min=1e-20).log()).log()
+            margin = drawn[..., 0] - drawn[..., 1]
+            return (margin > 0) | (margin == margin.amax(1, keepdim=True))
+        likely = logs[..., 0].exp()
+        expected = likely.sum(1, keepdim=True).round().clamp(min=1)
+        rank = likely.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return rank < expected
 
     def _kept(self, patches: Tensor, keep: Tensor) -> Tensor:
         """Narrowed vectors ``[1, M, d]`` of unit length of the kept patches of all images."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -214,7 +214,7 @@ def _rest(tokenizer: VisualTokenizer, only: list[str] | None) -> list[nn.Module]
     tokenizer.train()
     if only is None:
         return []
-    named: list[tuple[str, nn.Module]] = list(tokenizer.named_modules())[1:]
+    named: Sequence[tuple[str, nn.Module]] = list(tokenizer.named_modules())[1:]
     unknown = sorted(set(only) - {name for name, _ in named})
     if unknown or not only:
         known = ", ".join(name for name, _ in tokenizer.named_children())

@@ -15,7 +15,7 @@ from smalti.eval.comparison_report import write_comparison
 from smalti.eval.extractor import TeacherFeatures, zero_shot
 from smalti.eval.frechet import frechet_distance
 from smalti.eval.metrics import psnr
-from smalti.eval.speed import measure
+from smalti.eval.speed import measure, measured
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.dual import DualTokenizer
@@ -134,7 +134,14 @@ def test_speed_is_measured_on_the_saved_tokenizer(tmp_path):
     speed = measure(str(tmp_path / "plain"), 4, 2, "cpu")
     assert (speed.batch, speed.device) == (4, "cpu")
     assert speed.encode > 0
-    assert speed.memory >= 0
+
+
+def test_memory_is_that_of_the_tokenizer_however_large_the_process_that_asks(tmp_path):
+    plain().save_pretrained(tmp_path / "plain")
+    ballast = bytearray(b"1" * (800 << 20))  # more than torch itself takes
+    speed = measured(str(tmp_path / "plain"), batch=512, repeats=1)
+    assert len(ballast)
+    assert 512 * 3 * SIDE * SIDE * 4 / 2**20 < speed.memory < 400
 
 
 def test_a_teacher_that_is_not_there(tmp_path):

@@ -1,7 +1,10 @@
 import pytest
 import torch
 
-from smalti.tokenizers.lavit import TokenMerger, TokenSelector
+from smalti.tokenizers.lavit import LavitTokenizer, TokenMerger, TokenSelector
+from smalti.tokenizers.quantizers import VectorQuantizer
+from smalti.tokenizers.queries import GridReader
+from smalti.tokenizers.vision import TransformerDecoder, VisionTower
 
 
 def merger(leak=0.0):
@@ -50,3 +53,41 @@ def test_selector_gives_probabilities_in_context():
     patches[0, 4] = torch.randn(16)
     assert bool((selector(patches)[0] != found[0]).all())
     assert torch.equal(selector(patches)[1], found[1])
+
+
+def tokenizer(**options):
+    torch.manual_seed(0)
+    parts = (VisionTower(16, 4, 16, 1, 2), VectorQuantizer(dim=4, codebook_size=8), GridReader(16, 16, 4, 1, 2))
+    return LavitTokenizer(*parts, TransformerDecoder(8, 4, 4, 16, 1, 2), layers=1, heads=2, **options).eval()
+
+
+def selecting(module, odds):
+    """The tokenizer with a selector that keeps every patch with these probabilities."""
+    likely = torch.tensor(odds).repeat(1, 16 // len(odds))
+    module.selector.forward = lambda patches: (
+        torch.stack([likely, 1 - likely], dim=-1).log().expand(len(patches), -1, -1)
+    )
+    return module
+
+
+def test_as_many_as_expected_are_kept_and_always_the_same():
+    """Patches that are all less likely kept than not are still worth a third of the codes."""
+    module = selecting(tokenizer(), [0.3, 0.4, 0.2, 0.35])
+    codes = module.encode(torch.rand(3, 3, 16, 16))
+    assert codes.mask.sum(1).tolist() == [5, 5, 5]
+    assert torch.equal(
+        module._keep(module.selector(torch.zeros(1, 16, 16)))[0].nonzero().flatten(), torch.tensor([1, 3, 5, 9, 13])
+    )
+
+
+def test_a_sure_selector_keeps_what_it_is_sure_of():
+    codes = selecting(tokenizer(), [1.0, 0.0, 0.0, 1.0]).encode(torch.rand(2, 3, 16, 16))
+    assert codes.mask.sum(1).tolist() == [8, 8]
+
+
+def test_the_released_way_draws():
+    module = selecting(tokenizer(selection="drawn"), [0.3, 0.4, 0.2, 0.35])
+    images = torch.rand(64, 3, 16, 16)
+    counts = module.encode(images).mask.sum(1).float()
+    assert counts.std() > 0.5
+    assert 3 < counts.mean() < 7
