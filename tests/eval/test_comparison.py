@@ -140,7 +140,7 @@ def test_memory_is_that_of_the_tokenizer_however_large_the_process_that_asks(tmp
     plain().save_pretrained(tmp_path / "plain")
     ballast = bytearray(b"1" * (800 << 20))  # more than torch itself takes
     speed = measured(str(tmp_path / "plain"), batch=512, repeats=1)
-    assert len(ballast)
+    assert ballast
     assert 512 * 3 * SIDE * SIDE * 4 / 2**20 < speed.memory < 400
 
 
