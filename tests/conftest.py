@@ -11,6 +11,9 @@ import pytest
 import torch
 import yaml
 
+from smalti.data.scenes import Scenes
+from smalti.lm.vocabulary import Vocabulary
+
 torch.set_num_threads(1)
 
 
@@ -47,23 +50,57 @@ def capped(value: Any, caps: dict[str, int]) -> Any:
     }
 
 
-def drawn(value: Any, size: int) -> Any:
-    """``value`` with pictures of the embedded world in place of files, which tests do not have."""
+SOURCES = ("ImageFolder", "WebDataset", "CaptionTable", "HubDataset", "ArrowFiles")
+
+#: Sizes in which configurations of published models are tried, laid over them.
+TINY = {file.stem: yaml.safe_load(file.read_text()) for file in (Path(__file__).parent / "tiny").glob("*.yaml")}
+
+
+def drawn(value: Any, size: int | None) -> Any:
+    """``value`` with pictures of the embedded world in place of files, which tests do not have, and without helpers."""
     if isinstance(value, list):
         return [drawn(item, size) for item in value]
     if not isinstance(value, dict):
         return value
-    if value.get("class_path") in ("ImageFolder", "WebDataset", "CaptionTable", "HubDataset", "ArrowFiles"):
+    if value.get("class_path") in SOURCES:
         return {"class_path": "Scenes", "init_args": {"count": 600, "size": size}}
-    return {name: drawn(item, size) for name, item in value.items()}
+    return {name: 0 if name == "workers" else drawn(item, size) for name, item in value.items()}
+
+
+def laid_over(value: Any, other: Any) -> Any:
+    """``value`` with what ``other`` says, mapping by mapping; a class that is named replaces the whole one."""
+    if not isinstance(value, dict) or not isinstance(other, dict) or "class_path" in other:
+        return other
+    return value | {name: laid_over(value.get(name), item) for name, item in other.items()}
 
 
 @pytest.fixture(scope="session")
-def shrunk() -> Callable[[Path], dict[str, Any]]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, dict[str, Any]], dict[str, Any]]:
+    """A configuration on pictures of the embedded world; of a published model also in its tiny size, on one device."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    scenes = Scenes("full", "train", 600)
+    Vocabulary.train([scenes.caption(index) for index in range(len(scenes))]).save_pretrained(folder)
+
+    def shrink(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+        if path.stem in TINY:
+            over = yaml.safe_dump(TINY[path.stem]).replace("VOCABULARY", str(folder))
+            config = laid_over(config, yaml.safe_load(over))
+            for part in [stage["with"] for stage in config.get("stages", {}).values()] or [config]:
+                part["trainer"] |= {"devices": 1, "num_nodes": 1, "max_steps": 2, "precision": "32-true"}
+        for part in [stage["with"] for stage in config.get("stages", {}).values()] or [config]:
+            if "data" in part:
+                part["data"] = drawn(part["data"], part["data"]["init_args"].get("size"))
+        return config
+
+    return shrink
+
+
+@pytest.fixture(scope="session")
+def shrunk(tiny: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
     """Read a recipe, or a comparison, with all its stages in a size that runs in seconds."""
 
     def read(path: Path) -> dict[str, Any]:
-        recipe = yaml.safe_load(path.read_text())
+        recipe = tiny(path, yaml.safe_load(path.read_text()))
         if "compare" in recipe:
             recipe = drawn(recipe, recipe["compare"]["size"])
         words = CAPS | {"count": 600}  # few pictures do not show every word

@@ -51,16 +51,13 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
         yield from nodes(item)
 
 
-def made_tiny(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration with few steps, pictures of the embedded world in place of files, and results in ``folder``."""
-    side = config["data"]["init_args"].get("size")
+def made_small(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration with few steps, and results in ``folder``."""
     for node in nodes(config):
         node.update({key: min(value, node[key]) for key, value in SMALL.items() if isinstance(node.get(key), int)})
-        if node.get("class_path") in ("ImageFolder", "WebDataset", "CaptionTable", "HubDataset", "ArrowFiles"):
-            node.update(class_path="Scenes", init_args={"count": SMALL["count"], "size": side})
         if "save_to" in node:
             node["save_to"] = str(folder / "saved")
-    config["trainer"] |= {"default_root_dir": str(folder / "run"), "accelerator": "cpu"}
+    config["trainer"] |= {"default_root_dir": str(folder / "run"), "accelerator": "cpu", "log_every_n_steps": 1}
     return config
 
 
@@ -85,8 +82,8 @@ def test_the_header_says_how_to_run_it_and_how_good_it_is(file):
 
 
 @pytest.mark.parametrize("file", CONFIGURATIONS, ids=name)
-def test_a_configuration_trains(file, tmp_path):
-    config = made_tiny(yaml.safe_load(file.read_text()), tmp_path)
+def test_a_configuration_trains(file, tiny, tmp_path):
+    config = made_small(tiny(file, yaml.safe_load(file.read_text())), tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["fit", "-c", str(tmp_path / "config.yaml")]) == 0
     rows = next((tmp_path / "run").glob("logs/*/metrics.csv")).read_text().splitlines()

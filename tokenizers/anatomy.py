@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import Tensor
 from transformers import (
     Blip2VisionConfig,
     Blip2VisionModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
@@ -178,6 +180,20 @@ def load(kind: Kind, checkpoint: str) -> Any:
             f"{', '.join(lacking)}; save or download it again"
         )
     return model
+
+
+def load_projection(kind: Kind, checkpoint: str) -> Tensor:
+    """``[D, C]``, what brings a CLIP's pooled features to the space it shares with texts.
+
+    Raises:
+        ValueError: a checkpoint of another kind, or one without it.
+    """
+    if kind != "clip":
+        raise ValueError(f"only a CLIP projects its pooled features, got {kind} in {checkpoint}; leave projected out")
+    model, report = CLIPVisionModelWithProjection.from_pretrained(checkpoint, output_loading_info=True)
+    if "visual_projection.weight" in report["missing_keys"]:
+        raise ValueError(f"{checkpoint} holds a CLIP without visual_projection.weight; leave projected out")
+    return model.visual_projection.weight.detach()
 
 
 def statistics(checkpoint: str) -> tuple[list[float], list[float]] | None:

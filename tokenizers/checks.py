@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .quantizers import Quantized, Quantizer
+from .search import BUDGET
 
 Check = Callable[[Quantizer, "Latents"], str | None]
 
@@ -40,8 +44,9 @@ def check_quantizer(*quantizers: Quantizer, positions: int = 16, processes: bool
 
     Each has a gradient to its input and, where the codebook is a parameter, to the codebook; its values are those of
     its ids; quantizing a code's own value gives the code again where values are codes; evaluation changes nothing;
-    ``float32`` inside either autocast; saved and loaded weights give the same ids bit by bit; codes that died come back
-    and stay; and two processes that see different data end with one codebook, also when DistributedDataParallel does
+    ``float32`` inside either autocast; saved and loaded weights give the same ids bit by bit; a large batch never asks
+    for a number for every pair of vector and code at once, in training where :attr:`Quantizer.chunked` says so; codes
+    that died come back and stay; and two processes that see different data end with one codebook, also when DistributedDataParallel does
     not broadcast buffers.
 
     Args:
@@ -133,6 +138,41 @@ def _saving(quantizer: Quantizer, latents: Latents) -> str | None:
     return None if same else "give the same ids after saving and loading, got others"
 
 
+class _Largest(TorchDispatchMode):
+    """Sees the number of elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and not leaf._is_view()]
+        self.elements = max([self.elements, *made])
+        return result
+
+
+def _memory(quantizer: Quantizer, latents: Latents) -> str | None:
+    width = latents.shape[-1] * quantizer.depth
+    if quantizer.size <= 4 * width:  # a vector is as large as its row of the comparison
+        return None
+    positions = latents.shape[1]
+    count = -(-4 * BUDGET["cpu"] // quantizer.size // positions) * positions
+    large = Latents((count // positions, positions, latents.shape[-1]))(0)
+    quantizer.train()(latents(0))
+    for training in (False, True) if quantizer.chunked else (False,):
+        quantizer.train(training)
+        with _Largest() as largest:
+            inputs = large.clone().requires_grad_()
+            quantized = quantizer(inputs)
+            (quantized.latents.sum() + quantized.loss).backward()
+        if largest.elements >= count * quantizer.size:
+            where = "training" if training else "evaluation"
+            return (
+                f"compare {count} vectors with {quantizer.size} codes in parts, got a tensor of {largest.elements} "
+                f"numbers in {where}"
+            )
+    return None
+
+
 def _revival(quantizer: Quantizer, latents: Latents) -> str | None:
     if not quantizer.revives:
         return None
@@ -152,7 +192,7 @@ def _revival(quantizer: Quantizer, latents: Latents) -> str | None:
 _PATIENCE = 400  # steps: a decay of 0.99 takes 230 to bring a count of 1 below 0.1
 
 #: What is checked in one process: each gives what the quantizer must do and does not.
-CHECKS: tuple[Check, ...] = (_gradients, _values, _again, _evaluation, _autocast, _saving, _revival)
+CHECKS: tuple[Check, ...] = (_gradients, _values, _again, _evaluation, _autocast, _saving, _memory, _revival)
 
 
 class _Trained(nn.Module):

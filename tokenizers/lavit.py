@@ -147,8 +147,7 @@ class LavitTokenizer(VisualTokenizer):
         return self.quantizer.vectors("code")
 
     def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
-        """Reconstruction, ``quantizer``, ``states`` and ``kept``; targets are not used."""
-        self._check_pixels()
+        """Reconstruction, where there is a decoder; ``quantizer``, ``states`` and ``kept``; targets are not used."""
         self.check_images(images)
         patches = self._patches(images)
         logs = self.selector(patches)
@@ -163,7 +162,7 @@ class LavitTokenizer(VisualTokenizer):
         alike = F.cosine_similarity(features.flatten(2).transpose(1, 2).float(), patches.detach().float(), dim=-1)
         kept = (chosen.mean(1) - self.keep_share).square().mean()
         losses = {"quantizer": quantized.loss, "states": 1 - alike.mean(), "kept": kept}
-        return TrainingTerms(self._pixels(features), codes, losses)
+        return TrainingTerms(None if self.decoder is None else self._pixels(features), codes, losses)
 
     def _patches(self, images: Tensor) -> Tensor:
         tower = self.encoder

@@ -33,6 +33,7 @@ class ProductQuantizer(Quantizer):
         self.dim, self.depth = sum(part.dim for part in parts), sum(part.depth for part in parts)
         self.size = max(part.size for part in parts)
         self.idempotent, self.revives = all(p.idempotent for p in parts), any(p.revives for p in parts)
+        self.chunked = all(part.chunked for part in parts)
 
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Quantizer.quantize`; the loss is the mean of the parts'."""

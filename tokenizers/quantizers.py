@@ -22,6 +22,7 @@ from vector_quantize_pytorch.vector_quantize_pytorch import batched_sample_vecto
 
 from .codes import Codebook
 from .component import Component
+from .search import blocks
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Quantizer(Component):
     depth: int
     idempotent: bool = True  #: whether a code's own value is always coded by that code
     revives: bool = False  #: whether codes that are hardly drawn restart from current latents
+    chunked: bool = (
+        True  #: whether training, as evaluation always, never holds a number for every pair of vector and code
+    )
 
     @abstractmethod
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +95,9 @@ class VectorQuantizer(Quantizer):
     (https://arxiv.org/abs/2203.01941).
 
     The loss is ``commitment * mse(z, sg(q))`` averaged over the partial sums of the residual codes, plus
-    ``mse(sg(z), q)`` where the codebook learns by gradient.
+    ``mse(sg(z), q)`` where the codebook learns by gradient. In training the library holds N x K numbers several times
+    over; for large tables train :class:`~smalti.tokenizers.learned.GradientQuantizer` or
+    :class:`~smalti.tokenizers.averaged.AveragedQuantizer`, which do not.
 
     Args:
         dim: C, width of the latents.
@@ -109,6 +115,8 @@ class VectorQuantizer(Quantizer):
     Raises:
         ValueError: ``cosine`` with a depth above one or with a codebook that learns by gradient.
     """
+
+    chunked = False
 
     @register_to_config
     def __init__(
@@ -159,7 +167,7 @@ class VectorQuantizer(Quantizer):
         """See :meth:`Quantizer.quantize`."""
         if self.training:
             self._prepare_update()
-        values, ids, per_depth = self.table(latents)
+        values, ids, per_depth = self.table(latents) if self.training else self._in_blocks(latents)
         if self.training and not self.by_gradient:  # the table has already moved away from the codes just drawn
             return values, ids, self.commitment * per_depth.mean()
         partial = self._codes(ids).cumsum(0)
@@ -171,6 +179,14 @@ class VectorQuantizer(Quantizer):
         """See :meth:`Quantizer.lookup`."""
         with torch.autocast(ids.device.type, enabled=False):
             return self.table.project_out(self._codes(ids).sum(0))
+
+    def _in_blocks(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the library says in evaluation, where no vector depends on another, of a few vectors at a time."""
+        flat = latents.flatten(0, 1)
+        parts = [self.table(flat[None, rows]) for rows in blocks(len(flat), self.size, flat.device)]
+        values, ids, losses = zip(*parts, strict=True)
+        shape = latents.shape[:2]
+        return torch.cat(values, 1).unflatten(1, shape)[0], torch.cat(ids, 1).unflatten(1, shape)[0], losses[0]
 
     def _codes(self, ids: Tensor) -> Tensor:
         """Codes ``[D, B, N, codebook_dim]`` of each depth."""

@@ -132,7 +132,7 @@ class QueryTokenizer(VisualTokenizer):
         return self.quantizer.vectors("code")
 
     def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
-        """Reconstruction, ``quantizer``, ``states`` and, beside a teacher, ``distill.pooled``.
+        """Reconstruction, where there is a decoder; ``quantizer``, ``states`` and, beside a teacher, ``distill.pooled``.
 
         Args:
             images: ``[B, 3, H, W]``.
@@ -148,7 +148,8 @@ class QueryTokenizer(VisualTokenizer):
         if self.image is not None and "pooled" in targets:
             embedding = self.image(restored if self.from_restored else vectors)
             losses["distill.pooled"] = F.mse_loss(embedding.float(), targets["pooled"].float())
-        return TrainingTerms(self._pixels(vectors), Codes.full(quantized.ids, self.spec), losses, states[:, -1])
+        pixels = None if self.decoder is None else self._pixels(vectors)
+        return TrainingTerms(pixels, Codes.full(quantized.ids, self.spec), losses, states[:, -1])
 
     def _states(self, images: Tensor) -> Tensor:
         tower = self.encoder

@@ -45,7 +45,7 @@ def nearest(vectors: Tensor, table: Tensor, comparison: Comparison = "distance")
     """
     found = vectors.new_empty(len(vectors), dtype=torch.int64)
     bias, columns = _bias(table, comparison), _columns(table)
-    for rows in _blocks(len(vectors), min(columns, len(table)), vectors.device):
+    for rows in blocks(len(vectors), min(columns, len(table)), vectors.device):
         best: Tensor | None = None
         for start in range(0, len(table), columns):
             part = slice(start, start + columns)
@@ -77,7 +77,7 @@ def entropies(
         epsilon: added inside the logarithm of the mean assignment.
     """
     sample, mean = vectors.new_zeros(()), vectors.new_zeros(len(table))
-    for rows in _blocks(len(vectors), len(table), vectors.device):
+    for rows in blocks(len(vectors), len(table), vectors.device):
         arguments = (vectors[rows], table, temperature, comparison)
         uncertain, assigned = checkpoint(_assignments, *arguments, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
         sample, mean = sample + uncertain, mean + assigned
@@ -99,7 +99,7 @@ class _SoftIndex(torch.autograd.Function):
         vectors, table, ids = ctx.saved_tensors
         to_vectors = torch.empty_like(vectors)
         to_table = torch.zeros_like(table).index_add_(0, ids, slope)
-        for rows in _blocks(len(vectors), len(table), vectors.device):
+        for rows in blocks(len(vectors), len(table), vectors.device):
             shares = (vectors[rows] @ table.T).softmax(1)
             pull = slope[rows] @ table.T
             pull = shares * (pull - (shares * pull).sum(1, keepdim=True))
@@ -138,6 +138,7 @@ def _columns(table: Tensor) -> int:
     return _WIDEST if table.device.type == "cpu" else max(1, len(table))
 
 
-def _blocks(count: int, width: int, device: torch.device) -> Iterator[slice]:
+def blocks(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices of ``count`` vectors, few enough that :data:`BUDGET` numbers hold ``width`` for each of a slice."""
     rows = max(1, BUDGET.get(device.type, _BUDGET_ELSEWHERE) // width)
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
-from .anatomy import ANATOMIES, Anatomy, Kind, kind_of, load, statistics
+from .anatomy import ANATOMIES, Anatomy, Kind, kind_of, load, load_projection, statistics
 from .convolutional import Decoder, Encoder
 from .towers import Tower
 
@@ -45,6 +45,8 @@ class VisionTower(Tower):
         mean: per channel, of pixels in [0, 1], subtracted before the first layer; the kind's published one by default:
             0.5 for ``siglip`` and ``vit``, CLIP's for ``clip`` and ``blip2``, ImageNet's for both DINOv2.
         std: per channel, of pixels in [0, 1], divided by; the kind's published one by default.
+        projection: width of the space shared with texts that pooled features are brought to, as CLIP's are; none by
+            default.
 
     Raises:
         ValueError: a kind that is none of these, sizes that it cannot have, or statistics that are not those of three
@@ -64,6 +66,7 @@ class VisionTower(Tower):
         kind: Kind = "siglip",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        projection: int = 0,
     ) -> None:
         super().__init__()
         if kind not in ANATOMIES:
@@ -89,19 +92,25 @@ class VisionTower(Tower):
         )
         self.prefix = int(anatomy.prefixed) + int(getattr(config, "num_register_tokens", 0))
         self.model = anatomy.model(config, **anatomy.arguments)
+        self.projection = nn.Linear(width, projection, bias=False) if projection else None
         for name, weight in self._inner.named_parameters():
             if name in anatomy.idle:
                 weight.requires_grad_(requires_grad=False)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str) -> VisionTower:
+    def from_checkpoint(cls, checkpoint: str, projected: bool = False) -> VisionTower:
         """A tower with the weights of a checkpoint: a local folder or a hub id.
 
         Of a SigLIP, CLIP or BLIP-2 with a text side the vision model is taken. Mean and standard deviation are those of
         the checkpoint's ``preprocessor_config.json``, or the kind's published ones where it has none.
 
+        Args:
+            checkpoint: where it is.
+            projected: bring pooled features to the space shared with texts: CLIP's image embedding.
+
         Raises:
-            ValueError: a checkpoint of no known kind, or one that lacks weights of its vision model.
+            ValueError: a checkpoint of no known kind, one that lacks weights of its vision model, or no CLIP that is to
+                be projected.
         """
         kind = kind_of(str(AutoConfig.from_pretrained(checkpoint).model_type), checkpoint)
         anatomy, model = ANATOMIES[kind], load(kind, checkpoint)
@@ -114,8 +123,12 @@ class VisionTower(Tower):
             None if list(stated) == list(published) else stated
             for stated, published in zip(statistics(checkpoint) or anatomy.statistics, anatomy.statistics, strict=True)
         )
-        tower = cls(size, patch, width, layers, heads, mlp_width, options, kind, mean, std)
+        shared = load_projection(kind, checkpoint) if projected else None
+        dim = 0 if shared is None else len(shared)
+        tower = cls(size, patch, width, layers, heads, mlp_width, options, kind, mean, std, dim)
         tower.model.load_state_dict(model.state_dict())
+        if tower.projection is not None and shared is not None:
+            tower.projection.load_state_dict({"weight": shared})
         return tower
 
     def stem(self, images: Tensor) -> Tensor:
@@ -142,12 +155,15 @@ class VisionTower(Tower):
         return self._part(self.anatomy.norm)(hidden)
 
     def pool(self, hidden: Tensor) -> Tensor:
-        """See :meth:`Tower.pool`; the final norm, then the pooling head or the class token."""
+        """See :meth:`Tower.pool`; the final norm, then the pooling head or the class token, then the projection."""
         normed = self.norm(hidden)
-        return normed[:, 0] if self.anatomy.head is None else self._part(self.anatomy.head)(normed)
+        pooled = normed[:, 0] if self.anatomy.head is None else self._part(self.anatomy.head)(normed)
+        return pooled if self.projection is None else self.projection(pooled)
 
     def freeze_pooling(self) -> None:
-        """See :meth:`Tower.freeze_pooling`; the final norm and the pooling head."""
+        """See :meth:`Tower.freeze_pooling`; the final norm, the pooling head and the projection."""
+        if self.projection is not None:
+            self.projection.requires_grad_(requires_grad=False)
         for name, part in self._inner.named_children():
             if name in (self.anatomy.norm, self.anatomy.head):
                 part.requires_grad_(requires_grad=False)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..tokenizers.base import TrainingTerms, VisualTokenizer
 from ..tokenizers.convolutional import Decoder
@@ -38,7 +39,7 @@ class TokenizerTraining(TrainingModule):
             out.
         only: names of the tokenizer's parts, or of parts of those, that this stage trains; all others stay as they
             are. All by default.
-        teacher: gives the family its targets; frozen, and not part of checkpoints.
+        teacher: gives the family its targets, from images resized to its size; frozen, and not part of checkpoints.
         contrast: of the pictures' features with their captions, for families that have one; none by default.
         discriminator: for an adversarial loss; none by default.
         adversarial: when and how much it counts.
@@ -153,7 +154,7 @@ class TokenizerTraining(TrainingModule):
     def _targets(self, images: Tensor) -> dict[str, Tensor]:
         if self._teacher is None:
             return {}
-        features = self._teacher(images)
+        features = self._teacher(_resized(images, self._teacher.module))
         return {"tokens": features.tokens, "pooled": features.pooled}
 
     def _terms(self, batch: dict[str, Any]) -> tuple[TrainingTerms, dict[str, Tensor], dict[str, Tensor]]:
@@ -207,6 +208,14 @@ class TokenizerTraining(TrainingModule):
         # Last, because spectral norms move when the discriminator is called.
         losses["discriminator"] = discriminator_term(discriminator, images, reconstruction)
         return losses
+
+
+def _resized(images: Tensor, teacher: nn.Module) -> Tensor:
+    """Images of the teacher's own size (bicubic), where theirs is another."""
+    side = getattr(teacher, "image_size", images.shape[-1])
+    if images.shape[2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bicubic", antialias=True)
 
 
 def _rest(tokenizer: VisualTokenizer, only: list[str] | None) -> list[nn.Module]:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from smalti.tokenizers.averaged import AveragedQuantizer
-from smalti.tokenizers.checks import check_quantizer
+from smalti.tokenizers.checks import Latents, _memory, check_quantizer
 from smalti.tokenizers.ibq import IndexBackpropagationQuantizer
 from smalti.tokenizers.learned import GradientQuantizer
 from smalti.tokenizers.product import ProductQuantizer
@@ -108,6 +109,44 @@ def test_processes_that_drift_apart_are_seen():
     said = "Apart must .*end with one state on two processes that do not broadcast buffers, got two of table"
     with pytest.raises(ValueError, match=said):
         check_quantizer(Apart())
+
+
+LARGE = {
+    "vector": lambda: VectorQuantizer(4, 2048),
+    "vector-gradient": lambda: VectorQuantizer(4, 2048, update="gradient"),
+    "vector-residual": lambda: VectorQuantizer(4, 2048, depth=2, shared=True),
+    "averaged": lambda: AveragedQuantizer(4, 2048, depth=2),
+    "gradient": lambda: GradientQuantizer(4, 2048, cosine=True, entropy=0.1),
+    "index-backpropagation": lambda: IndexBackpropagationQuantizer(4, 2048),
+    "multi-codebook": lambda: MultiCodebookQuantizer(4, 2048, 2, entropy=0.1),
+    "product": lambda: ProductQuantizer([VectorQuantizer(1, 2048), GradientQuantizer(3, 2048)]),
+    "scales": lambda: MultiScaleQuantizer(SharedMappingQuantizer(3, 2, 2048), [1, 2, 4]),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_codebooks_are_compared_in_parts(name):
+    quantizer = LARGE[name]()
+    assert _memory(quantizer, Latents((4, 16, quantizer.dim))) is None
+
+
+class Whole(GradientQuantizer):
+    """Counts its codes by one-hot vectors."""
+
+    def quantize(self, latents):
+        values, ids, loss = super().quantize(latents)
+        return values, ids, loss + 0 * F.one_hot(ids, self.size).float().mean()
+
+
+@pytest.mark.parametrize(
+    ("build", "where"), [(lambda: Whole(4, 2048), "evaluation"), (lambda: VectorQuantizer(4, 2048), "training")]
+)
+def test_codebooks_compared_at_once_are_seen(build, where):
+    quantizer = build()
+    quantizer.chunked = True  # what the library's training is said not to be
+    said = _memory(quantizer, Latents((4, 16, quantizer.dim)))
+    assert said.startswith("compare 2048 vectors with 2048 codes in parts, got a tensor of ")
+    assert said.endswith(where)
 
 
 class Forgetful(AveragedQuantizer):

@@ -277,3 +277,24 @@ def test_decoder_reads_positions():
         decoder.positions.normal_()
     pixels = decoder(torch.ones(1, 8, 2, 2))
     assert not torch.allclose(F.avg_pool2d(pixels, 2)[..., 0, 0], F.avg_pool2d(pixels, 2)[..., 1, 1])
+
+
+def test_pooled_features_of_a_clip_are_projected_on_request(tmp_path, images):
+    inner, folder = saved("clip-and-text", tmp_path / "clip")
+    whole = CLIPModel.from_pretrained(folder).eval()
+    tower = VisionTower.from_checkpoint(folder, projected=True).eval()
+    pixels = normalized(images, *STATISTICS["clip"])
+    torch.testing.assert_close(tower(images).pooled, whole.visual_projection(inner(pixel_values=pixels).pooler_output))
+    assert tower(images).pooled.shape == (2, 512)
+    assert VisionTower.from_checkpoint(folder)(images).pooled.shape == (2, 16)
+    tower.freeze_pooling()
+    assert not tower.projection.weight.requires_grad
+
+
+def test_what_cannot_be_projected(tmp_path):
+    _, alone = saved("clip", tmp_path / "alone")
+    with pytest.raises(ValueError, match=r"holds a CLIP without visual_projection.weight; leave projected out"):
+        VisionTower.from_checkpoint(alone, projected=True)
+    _, other = saved("dinov2", tmp_path / "other")
+    with pytest.raises(ValueError, match="only a CLIP projects its pooled features, got dinov2 in"):
+        VisionTower.from_checkpoint(other, projected=True)
