@@ -46,8 +46,8 @@ def check_quantizer(*quantizers: Quantizer, positions: int = 16, processes: bool
     its ids; quantizing a code's own value gives the code again where values are codes; evaluation changes nothing;
     ``float32`` inside either autocast; saved and loaded weights give the same ids bit by bit; a large batch never asks
     for a number for every pair of vector and code at once, in training where :attr:`Quantizer.chunked` says so; codes
-    that died come back and stay; and two processes that see different data end with one codebook, also when DistributedDataParallel does
-    not broadcast buffers.
+    that died come back and stay; and two processes that see different data end with one codebook, also when
+    DistributedDataParallel does not broadcast buffers.
 
     Args:
         quantizers: of any kind, their weights as they are.

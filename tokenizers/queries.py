@@ -132,7 +132,7 @@ class QueryTokenizer(VisualTokenizer):
         return self.quantizer.vectors("code")
 
     def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
-        """Reconstruction, where there is a decoder; ``quantizer``, ``states`` and, beside a teacher, ``distill.pooled``.
+        """Reconstruction beside a decoder, ``quantizer``, ``states`` and, beside a teacher, ``distill.pooled``.
 
         Args:
             images: ``[B, 3, H, W]``.

@@ -51,9 +51,11 @@ def test_a_tokenizer_without_pixels(images, tmp_path, build):
     codes = tokenizer.encode(images)
     with pytest.raises(ValueError, match=f"this {type(tokenizer).__name__} {NO_PIXELS}"):
         tokenizer.decode(codes)
-    terms = tokenizer.training_step_terms(images)
-    assert terms.reconstruction is None
-    assert set(terms.losses) >= {"quantizer"}
+    if tokenizer.reader is None and isinstance(tokenizer, LavitTokenizer):
+        with pytest.raises(ValueError, match="features of LavitTokenizer need a reader, got none; build it with one"):
+            tokenizer.training_step_terms(images)
+    else:
+        assert tokenizer.training_step_terms(images).reconstruction is None
     tokenizer.save_pretrained(tmp_path)
     loaded = VisualTokenizer.from_pretrained(tmp_path)
     assert loaded.fingerprint() == tokenizer.fingerprint()
