@@ -31,6 +31,7 @@ CAPS = {
     "training_pictures": 8,
     "per_prompt": 1,
     "batch_size": 8,
+    "candidates": 1,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 1,

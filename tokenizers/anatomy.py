@@ -190,7 +190,8 @@ def load_projection(kind: Kind, checkpoint: str) -> Tensor:
     """
     if kind != "clip":
         raise ValueError(f"only a CLIP projects its pooled features, got {kind} in {checkpoint}; leave projected out")
-    model, report = CLIPVisionModelWithProjection.from_pretrained(checkpoint, output_loading_info=True)
+    loaded: Any = CLIPVisionModelWithProjection.from_pretrained(checkpoint, output_loading_info=True)
+    model, report = loaded
     if "visual_projection.weight" in report["missing_keys"]:
         raise ValueError(f"{checkpoint} holds a CLIP without visual_projection.weight; leave projected out")
     return model.visual_projection.weight.detach()

@@ -218,7 +218,7 @@ def _resized(images: Tensor, teacher: nn.Module) -> Tensor:
     return F.interpolate(images, (side, side), mode="bicubic", antialias=True)
 
 
-def _rest(tokenizer: VisualTokenizer, only: list[str] | None) -> list[nn.Module]:
+def _rest(tokenizer: VisualTokenizer, only: list[str] | None) -> Sequence[nn.Module]:
     """Freeze all parts but these and what is inside them; the frozen ones."""
     tokenizer.train()
     if only is None:
