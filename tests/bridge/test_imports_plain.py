@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from smalti.bridge import ait
 from smalti.bridge.formats import FORMATS, import_checkpoint
 from smalti.cli.main import main
 from smalti.tokenizers.base import VisualTokenizer
@@ -178,3 +179,10 @@ def test_published_numbers_of_parameters(kind, part, millions):
         tokenizer = FORMATS[kind].build(FORMATS[kind].default)
     weights = tokenizer.get_submodule(part).parameters()
     assert round(sum(weight.numel() for weight in weights) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(("config", "tokens", "span"), [(ait.DEPTH, 225, (0.0, 10.0)), (ait.MASKS, 16, (-1.0, 1.0))])
+def test_published_numbers_of_tokens(config, tokens, span):
+    with torch.device("meta"):
+        tokenizer = ait.tokenizer(config)
+    assert (tokenizer.spec.positions, tokenizer.encoder.span) == (tokens, span)
