@@ -10,7 +10,6 @@ to a fresh process; the whole matrix of distances would take 32 GiB.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
+from smalti.eval.speed import peak_memory
 from smalti.tokenizers.search import nearest
 
 VECTORS, CODES, WIDTH = 16_384, 16_384, 32
@@ -65,11 +65,12 @@ def compare(runs: int) -> None:
 def peak() -> None:
     """In a fresh process: how much the search adds to the largest resident size so far."""
     vectors, table = torch.randn(MANY, NARROW), torch.randn(VOCABULARY, NARROW)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = peak_memory(), time.perf_counter()
     nearest(vectors, table)
-    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    added = (after - before) / 2**20
-    print(f"{MANY} vectors, {VOCABULARY} codes of width {NARROW}: {seconds:.1f} s, {added:.3f} GiB more")
+    seconds, after = time.perf_counter() - start, peak_memory()
+    added, whole = (after - before) / 2**30, after / 2**30
+    what = f"{MANY} vectors, {VOCABULARY} codes of width {NARROW}"
+    print(f"{what}: {seconds:.1f} s, {added:.3f} GiB more, {whole:.2f} in all")
 
 
 def main() -> None:

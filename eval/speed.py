@@ -64,12 +64,12 @@ def measure(folder: str, batch: int, repeats: int, device: str) -> Speed:
     images = torch.rand(batch, 3, *tokenizer.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     images = images.to(device, tokenizer.dtype)
     cuda = device.startswith("cuda")
-    before = 0 if cuda else _peak()
+    before = 0 if cuda else peak_memory()
     codes = tokenizer.encode(images)
     tokenizer.decode(codes)
     encode = _seconds(lambda: tokenizer.encode(images), repeats, cuda)
     decode = _seconds(lambda: tokenizer.decode(codes), repeats, cuda)
-    used = torch.cuda.max_memory_allocated() if cuda else _peak() - before
+    used = torch.cuda.max_memory_allocated() if cuda else peak_memory() - before
     return Speed(batch / encode, batch / decode, used / 2**20, batch, torch.get_num_threads(), device)
 
 
@@ -84,7 +84,7 @@ def _seconds(work: Callable[[], object], repeats: int, cuda: bool) -> float:
     return median(taken)
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """Largest resident memory of this program so far, bytes."""
     if _STATUS.is_file():  # Linux hands the peak that getrusage states on to the programs that a process starts
         peak = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
