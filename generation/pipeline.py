@@ -15,9 +15,11 @@ from torch import Tensor
 from ..data.files import atomic_folder
 from ..data.transforms import to_pil
 from ..lm.model import SharedLM
+from ..lm.sequences import Rows
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
-from .sampler import Sampling, sample_codes, write_text
+from .sampler import Sampling, sample_codes
+from .text import ANSWER, GREEDY, Normalize, TextSampling, choose, write_text
 
 #: What a pipeline folder holds, besides ``model_index.json``.
 PARTS = ("tokenizer", "lm")
@@ -94,40 +96,88 @@ class TextToImagePipeline(DiffusionPipeline):
         return torch.cat(images)
 
     @torch.inference_mode()
-    def caption(self, images: Tensor, limit: int = 32) -> list[str]:
-        """Captions of ``[B, 3, H, W]`` images in [-1, 1], greedily."""
+    def caption(self, images: Tensor, sampling: TextSampling = GREEDY, seed: int = 0) -> list[str]:
+        """Captions of images.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [-1, 1].
+            sampling: length, beams and what else decides the words; greedily by default.
+            seed: of words that are drawn.
+
+        Raises:
+            ValueError: a caption of that length has no room behind a picture.
+        """
         opener = self.lm.layout.caption_opener()
-        return write_text(self.lm, [torch.cat([rows, opener]) for rows in self._read(self.encode(images).ids)], limit)
+        read = self._read(self.encode(images).ids)
+        return write_text(self.lm, [Rows(torch.cat([rows, opener])) for rows in read], sampling, seed)
 
     @torch.inference_mode()
-    def ask(self, images: Tensor, questions: Sequence[str], limit: int = 8) -> list[str]:
-        """Answers to one question per image, greedily.
+    def ask(
+        self, images: Tensor, questions: Sequence[str], sampling: TextSampling = ANSWER, seed: int = 0
+    ) -> list[str]:
+        """Answers to one question per image.
 
         Args:
             images: ``[B, 3, H, W]`` in [-1, 1].
             questions: B questions.
-            limit: most tokens of an answer.
+            sampling: see :meth:`caption`.
+            seed: see :meth:`caption`.
 
         Raises:
-            ValueError: another number of questions than images, or words the vocabulary lacks.
+            ValueError: another number of questions than images, words the vocabulary lacks, or a question that leaves
+                no room for an answer.
         """
-        return self.answer_ids(self.encode(images).ids, questions, limit)
+        return self.answer_ids(self.encode(images).ids, questions, sampling, seed)
 
     @torch.inference_mode()
-    def answer_ids(self, ids: Tensor, questions: Sequence[str], limit: int = 8) -> list[str]:
+    def answer_ids(
+        self, ids: Tensor, questions: Sequence[str], sampling: TextSampling = ANSWER, seed: int = 0
+    ) -> list[str]:
         """As :meth:`ask`, about images that are coded already: ``[B, N, D]`` int64."""
+        return write_text(self.lm, self._asked(ids, questions), sampling, seed)
+
+    @torch.inference_mode()
+    def choose(
+        self,
+        images: Tensor,
+        questions: Sequence[str],
+        choices: Sequence[Sequence[str]],
+        normalize: Normalize = "none",
+    ) -> list[str]:
+        """The likeliest of given answers to one question per image.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [-1, 1].
+            questions: B questions.
+            choices: answers to choose from, for every question.
+            normalize: see :func:`~smalti.generation.text.choice_likelihoods`.
+
+        Raises:
+            ValueError: another number of questions or lists than images, no choices, words the vocabulary lacks, or a
+                question that leaves no room for an answer.
+        """
+        return self.choose_ids(self.encode(images).ids, questions, choices, normalize)
+
+    @torch.inference_mode()
+    def choose_ids(
+        self, ids: Tensor, questions: Sequence[str], choices: Sequence[Sequence[str]], normalize: Normalize = "none"
+    ) -> list[str]:
+        """As :meth:`choose`, about images that are coded already: ``[B, N, D]`` int64."""
+        chosen = choose(self.lm, self._asked(ids, questions), choices, normalize)
+        return [texts[index] for texts, index in zip(choices, chosen, strict=True)]
+
+    def encode(self, images: Tensor) -> Codes:
+        """Codes of images, on the tokenizer's device and in its precision."""
+        return self.tokenizer.encode(images.to(self.tokenizer.device, self.tokenizer.dtype))
+
+    def _asked(self, ids: Tensor, questions: Sequence[str]) -> list[Rows]:
         if len(ids) != len(questions):
             raise ValueError(
                 f"one question per image is needed, got {len(questions)} for {len(ids)} images; "
                 "repeat an image for each of its questions"
             )
-        prompts = [self.lm.layout.question(question) for question in questions]
-        pairs = zip(self._read(ids), prompts, strict=True)
-        return write_text(self.lm, [torch.cat(pair) for pair in pairs], limit)
-
-    def encode(self, images: Tensor) -> Codes:
-        """Codes of images, on the tokenizer's device and in its precision."""
-        return self.tokenizer.encode(images.to(self.tokenizer.device, self.tokenizer.dtype))
+        asked = [self.lm.layout.question(question) for question in questions]
+        return [Rows(torch.cat(pair)) for pair in zip(self._read(ids), asked, strict=True)]
 
     def _read(self, ids: Tensor) -> list[Tensor]:
         return [self.lm.layout.image(row) for row in ids.cpu()]

@@ -1,8 +1,9 @@
 """How predictions leave the language model, and the loss on them.
 
 A head decides how many columns of a position one step of the sequence writes. ``flat``: one; every column of every
-position is a step of its own. ``depth``: all of them; a small causal transformer over the columns turns the state of a
-step into one state per column, each seeing the codes before it (the depth transformer of https://arxiv.org/abs/2203.01941).
+position is a step of its own. ``parallel``: all of them at once, each by a classifier of its own. ``depth``: all of
+them, one after the other: a small causal transformer over the columns turns the state of a step into one state per
+column, each seeing the codes before it (the depth transformer of https://arxiv.org/abs/2203.01941).
 
 Logits are computed per vocabulary block, so that no visual position pays for text logits and no text position for
 visual ones.
@@ -12,16 +13,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..tokenizers.codes import CodeSpec
-from .layout import TEXT, Batch
+from .sequences import TEXT, Batch
+from .tables import Table
 from .vocabulary import SPECIALS, Vocabulary
+
+Classifiers = Literal["rows", "column"]
+Inputs = Literal["each", "sum"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,27 @@ class BlockLoss:
 
     mean: Tensor  #: scalar, nats per token; 0 where the batch has none
     tokens: Tensor  #: scalar int64, number of tokens it is the mean of
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one column of a step chooses from: ids in a row, and perhaps the end of the image."""
+
+    ids: range  #: of the shared vocabulary
+    stop: int | None = None  #: one more id, chosen last; None where an image always has all its positions
+
+    def __len__(self) -> int:
+        return len(self.ids) + (self.stop is not None)
+
+    def tokens(self, chosen: Tensor) -> Tensor:
+        """Ids of the shared vocabulary for choices in ``[0, len)``."""
+        found = chosen + self.ids.start
+        return found if self.stop is None else found.masked_fill(chosen == len(self.ids), self.stop)
+
+    def choices(self, tokens: Tensor) -> Tensor:
+        """The inverse of :meth:`tokens`."""
+        found = tokens - self.ids.start
+        return found if self.stop is None else found.masked_fill(tokens == self.stop, len(self.ids))
 
 
 def merged(parts: Sequence[Mapping[str, BlockLoss]]) -> dict[str, BlockLoss]:
@@ -45,7 +72,7 @@ def merged(parts: Sequence[Mapping[str, BlockLoss]]) -> dict[str, BlockLoss]:
 
 
 class CodeHead(nn.Module):
-    """Blocks of the output matrix, which block predicts which token, and from which state.
+    """Which block predicts which token, from which state, and by which classifier.
 
     Args:
         vocabulary: the shared vocabulary.
@@ -56,9 +83,10 @@ class CodeHead(nn.Module):
     def __init__(self, vocabulary: Vocabulary, spec: CodeSpec, per_step: int) -> None:
         super().__init__()
         self.spec, self.per_step = spec, per_step
-        self.text = range(vocabulary.text_size + len(SPECIALS))
-        self.blocks = {book.name: vocabulary.block(book.name) for book in spec.codebooks}
-        self.columns = [book.name for book in spec.columns]
+        self.text = Block(range(vocabulary.text_size + len(SPECIALS) if vocabulary.text_size else 0))
+        self.stop = vocabulary.special("</image>") if spec.dynamic else None
+        self.blocks = [Block(vocabulary.block(book.name)) for book in spec.columns]
+        self.blocks[0] = replace(self.blocks[0], stop=self.stop)
 
     @abstractmethod
     def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
@@ -69,36 +97,70 @@ class CodeHead(nn.Module):
             before: ``[M, J, C]`` input embeddings of the codes that the step has written so far, ``J < W``.
 
         Returns:
-            ``[M, J + 1, C]``: state j predicts column j of the step.
+            ``[M, J + 1, width]``: state j predicts column j of the step.
         """
 
-    def at(self, slot: int) -> list[range]:
+    def classifier(self, column: int) -> Tensor | None:
+        """``[K, width]`` of one of the D columns; None where the rows of the output matrix classify."""
+        return None
+
+    def at(self, slot: int) -> list[Block]:
         """The blocks of what a step writes: one of text, or W of codes."""
-        if slot == TEXT:
+        if slot < 0:
             return [self.text]
         first = slot * self.per_step % self.spec.depth
-        return [self.blocks[name] for name in self.columns[first : first + self.per_step]]
+        return self.blocks[first : first + self.per_step]
 
-    def losses(self, hidden: Tensor, embeddings: Tensor, outputs: Tensor, batch: Batch) -> dict[str, BlockLoss]:
-        """Cross-entropy per block: ``text`` and every codebook by name.
+    def column_logits(self, states: Tensor, outputs: Table, column: int) -> Tensor:
+        """Logits ``[..., len(block)]`` of one of the D columns from states ``[..., width]``."""
+        block, own = self.blocks[column], self.classifier(column)
+        found = outputs.logits(states, block.ids) if own is None else F.linear(states, own)
+        return found if block.stop is None else torch.cat([found, self._stop_logit(states, outputs, own)], dim=-1)
+
+    def losses(self, hidden: Tensor, inputs: Table, outputs: Table, batch: Batch) -> dict[str, BlockLoss]:
+        """Cross-entropy per block: ``text``, where the vocabulary has any, and every codebook by name.
 
         Args:
             hidden: ``[B, T, C]`` states; the state at t predicts the tokens of step t + 1.
-            embeddings: ``[V, C]`` input embeddings.
-            outputs: ``[V, C]`` output matrix.
-            batch: tokens, slots and which of them are learned.
+            inputs: input rows.
+            outputs: output rows.
+            batch: tokens, slots and which of them are learned. No step is predicted from another document.
         """
         tokens, slots, learned = batch.tokens[:, 1:], batch.slots[:, 1:], batch.learned[:, 1:]
         hidden = hidden[:, :-1]
-        words, codes = learned & (slots == TEXT), learned & (slots != TEXT)
-        found = {"text": _cross_entropy(hidden[words], outputs, tokens[words][:, 0], self.text)}
-        written = tokens[codes]
-        states = self(hidden[codes], F.embedding(written[:, :-1], embeddings))
-        columns = slots[codes][:, None] * self.per_step % self.spec.depth + torch.arange(self.per_step).to(slots)
-        for name, part in self.spec.slices().items():
-            chosen = (columns >= part.start) & (columns < part.stop)
-            found[name] = _cross_entropy(states[chosen], outputs, written[chosen], self.blocks[name])
+        ends = (slots == TEXT) & (tokens[..., 0] == self.stop) if self.stop is not None else torch.zeros_like(learned)
+        words, codes = learned & (slots == TEXT) & ~ends, learned & (slots >= 0)
+        found: dict[str, BlockLoss] = {}
+        if len(self.text):
+            found["text"] = _cross_entropy(outputs.logits(hidden[words], self.text.ids), tokens[words][:, 0])
+        written, places = tokens[codes], slots[codes]
+        states = self(hidden[codes], inputs.embed(written[:, :-1]))
+        parts: dict[str, list[Tensor]] = {book.name: [] for book in self.spec.codebooks}
+        counts = dict.fromkeys(parts, 0)
+        for column, book in enumerate(self.spec.columns):
+            step, offset = divmod(column, self.per_step)
+            chosen = places * self.per_step % self.spec.depth == step * self.per_step
+            whole = self.per_step == self.spec.depth
+            states_here = states[:, offset] if whole else states[chosen, offset]
+            targets = written[:, offset] if whole else written[chosen, offset]
+            if column == 0 and self.stop is not None:
+                closing = hidden[learned & ends]
+                states_here = torch.cat([states_here, self(closing, closing[:, None][:, :0])[:, 0]])
+                targets = torch.cat([targets, tokens[learned & ends][:, 0]])
+            logits = self.column_logits(states_here, outputs, column).float()
+            parts[book.name].append(F.cross_entropy(logits, self.blocks[column].choices(targets), reduction="sum"))
+            counts[book.name] += len(targets)
+        for name, sums in parts.items():
+            count = torch.tensor(counts[name], device=hidden.device)
+            found[name] = BlockLoss(torch.stack(sums).sum() / max(1, counts[name]), count)
         return found
+
+    def _stop_logit(self, states: Tensor, outputs: Table, own: Tensor | None) -> Tensor:
+        if self.stop is None or own is not None:
+            raise ValueError(
+                "codes of dynamic length are classified by rows of the output matrix; use classifiers rows"
+            )
+        return outputs.logits(states, range(self.stop, self.stop + 1))
 
 
 class FlatHead(CodeHead):
@@ -117,6 +179,32 @@ class FlatHead(CodeHead):
         return hidden[:, None]
 
 
+class ParallelHead(CodeHead):
+    """All columns of a position at once from one state, independently of each other.
+
+    Args:
+        vocabulary: the shared vocabulary.
+        spec: the codes; of fixed length.
+        hidden_size: C of the backbone.
+
+    Raises:
+        ValueError: codes of dynamic length.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, spec: CodeSpec, hidden_size: int) -> None:
+        super().__init__(vocabulary, spec, spec.depth)
+        _need_fixed("a parallel head", spec)
+        self.classifiers = nn.ModuleList(nn.Linear(hidden_size, book.size, bias=False) for book in spec.columns)
+
+    def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
+        """See :class:`CodeHead`."""
+        return hidden[:, None].expand(-1, before.shape[1] + 1, -1)
+
+    def classifier(self, column: int) -> Tensor:
+        """See :class:`CodeHead`."""
+        return _weight(self.classifiers[column])
+
+
 class DepthHead(CodeHead):
     """All columns of a position in one step, one after the other through a small causal transformer.
 
@@ -124,46 +212,131 @@ class DepthHead(CodeHead):
         vocabulary: the shared vocabulary.
         spec: the codes.
         hidden_size: C of the backbone.
-        width: of the small transformer.
+        width: of the small transformer; C by default.
         layers: of it.
         heads: of its attention.
+        classifiers: ``rows`` of the output matrix, which columns of one codebook share (as in UniTok), or one for each
+            ``column`` (as in DualToken).
+        inputs: what a column reads: the code before it (``each``), or the sum of all codes before it (``sum``, as in
+            DualToken).
 
     Raises:
-        ValueError: a width that the heads do not divide.
+        ValueError: a width that the heads do not divide, or classifiers by column for codes of dynamic length.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, spec: CodeSpec, hidden_size: int, width: int, layers: int = 1, heads: int = 4
+        self,
+        vocabulary: Vocabulary,
+        spec: CodeSpec,
+        hidden_size: int,
+        width: int | None = None,
+        layers: int = 1,
+        heads: int = 4,
+        classifiers: Classifiers = "rows",
+        inputs: Inputs = "each",
     ) -> None:
         super().__init__(vocabulary, spec, spec.depth)
+        width = width or hidden_size
         if width % heads:
             raise ValueError(f"the depth head's width must be a multiple of its heads, got {width} and {heads}")
+        self.summed = inputs == "sum"
         self.enter_state = nn.Linear(hidden_size, width, bias=False)
         self.enter_code = nn.Linear(hidden_size, width, bias=False)
         self.column = nn.Embedding(spec.depth, width)
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
-        self.leave = nn.Linear(width, hidden_size, bias=False)
+        self.classifiers = None
+        if classifiers == "column":
+            _need_fixed("classifiers by column", spec)
+            self.classifiers = nn.ModuleList(nn.Linear(width, book.size, bias=False) for book in spec.columns)
+        else:
+            self.leave = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
         """See :class:`CodeHead`."""
-        entered = torch.cat([self.enter_state(hidden)[:, None], self.enter_code(before)], dim=1)
+        codes = before.cumsum(1) if self.summed else before
+        entered = torch.cat([self.enter_state(hidden)[:, None], self.enter_code(codes)], dim=1)
         length = entered.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
         states = self.layers(entered + self.column.weight[:length], mask=mask, is_causal=True)
-        return self.leave(states)
+        return self.leave(states) if self.classifiers is None else states
+
+    def classifier(self, column: int) -> Tensor | None:
+        """See :class:`CodeHead`."""
+        return None if self.classifiers is None else _weight(self.classifiers[column])
+
+
+class ApartHead(CodeHead):
+    """A depth transformer for each codebook, which sees nothing of the others (DualToken's visual heads).
+
+    Args:
+        vocabulary: the shared vocabulary.
+        spec: the codes; of fixed length.
+        hidden_size: C of the backbone.
+        width: see :class:`DepthHead`.
+        layers: see :class:`DepthHead`; 3 in the paper.
+        heads: see :class:`DepthHead`.
+        classifiers: see :class:`DepthHead`.
+        inputs: see :class:`DepthHead`.
+
+    Raises:
+        ValueError: codes of dynamic length, or as :class:`DepthHead`.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        spec: CodeSpec,
+        hidden_size: int,
+        width: int | None = None,
+        layers: int = 3,
+        heads: int = 4,
+        classifiers: Classifiers = "column",
+        inputs: Inputs = "sum",
+    ) -> None:
+        super().__init__(vocabulary, spec, spec.depth)
+        _need_fixed("depth transformers apart", spec)
+        alone = [replace(spec, codebooks=(book,)) for book in spec.codebooks]
+        options = (hidden_size, width, layers, heads, classifiers, inputs)
+        self.parts = nn.ModuleList(DepthHead(vocabulary, part, *options) for part in alone)
+        self._owners = [(part, column) for part, one in enumerate(alone) for column in range(one.depth)]
+
+    def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
+        """See :class:`CodeHead`."""
+        wanted = before.shape[1] + 1
+        found = [
+            part(hidden, before[:, columns.start : min(columns.stop, wanted) - 1])
+            for part, columns in zip(self.parts, self.spec.slices().values(), strict=True)
+            if columns.start < wanted
+        ]
+        return torch.cat(found, dim=1)
+
+    def classifier(self, column: int) -> Tensor | None:
+        """See :class:`CodeHead`."""
+        part, own = self._owners[column]
+        head = self.parts[part]
+        return head.classifier(own) if isinstance(head, CodeHead) else None
 
 
 #: Heads by the name they have in a configuration.
-HEADS = ("flat", "depth")
+HEADS: Mapping[str, type[CodeHead]] = {
+    "flat": FlatHead,
+    "parallel": ParallelHead,
+    "depth": DepthHead,
+    "apart": ApartHead,
+}
+
+
+def default_head(spec: CodeSpec) -> dict[str, Any]:
+    """The head for codes of a kind: ``flat`` where a position has one code, ``depth`` where it has several."""
+    return {"kind": "flat" if spec.depth == 1 else "depth"}
 
 
 def code_head(fields: Mapping[str, Any], vocabulary: Vocabulary, spec: CodeSpec, hidden_size: int) -> CodeHead:
     """The head that a configuration asks for.
 
     Args:
-        fields: ``kind`` (``flat`` by default, or ``depth``) and the arguments of its class; the width of ``depth`` is
-            ``hidden_size`` where none is given.
+        fields: ``kind`` (``flat`` by default, ``parallel``, ``depth`` or ``apart``) and the arguments of its class.
         vocabulary: the shared vocabulary.
         spec: the codes.
         hidden_size: C of the backbone.
@@ -172,26 +345,29 @@ def code_head(fields: Mapping[str, Any], vocabulary: Vocabulary, spec: CodeSpec,
         ValueError: an unknown kind, or arguments that it does not have.
     """
     options = dict(fields)
-    kind = options.pop("kind", HEADS[0])
+    kind = options.pop("kind", "flat")
     if kind not in HEADS:
-        raise ValueError(f"the code head must be one of {', '.join(HEADS)}, got {kind!r}")
-    try:
-        if kind == "flat":
-            return FlatHead(vocabulary, spec, **options)
-        return DepthHead(vocabulary, spec, hidden_size, **{"width": hidden_size} | options)
-    except TypeError as error:
+        raise ValueError(f"the code head must be one of {', '.join(HEADS)}, got {kind!r}; choose one of them")
+    known = [name for name in signature(HEADS[kind]).parameters if name not in ("vocabulary", "spec", "hidden_size")]
+    if unknown := sorted(set(options) - set(known)):
         raise ValueError(
-            f"a {kind} head takes {'width, layers and heads' if kind == 'depth' else 'no options'}, got "
-            f"{', '.join(options)}; correct or remove them"
-        ) from error
+            f"a {kind} head takes {', '.join(known) or 'no options'}, got {', '.join(unknown)}; correct or remove them"
+        )
+    sizes = {} if kind == "flat" else {"hidden_size": hidden_size}
+    return HEADS[kind](vocabulary, spec, **sizes, **options)
 
 
-def block_logits(states: Tensor, outputs: Tensor, block: range) -> Tensor:
-    """Logits ``[..., len(block)]`` of states ``[..., C]`` under the output matrix ``[V, C]``."""
-    return F.linear(states, outputs[block.start : block.stop])
+def _cross_entropy(logits: Tensor, targets: Tensor) -> BlockLoss:
+    total = F.cross_entropy(logits.float(), targets, reduction="sum")
+    return BlockLoss(total / max(1, len(targets)), torch.tensor(len(targets), device=targets.device))
 
 
-def _cross_entropy(states: Tensor, outputs: Tensor, tokens: Tensor, block: range) -> BlockLoss:
-    logits = block_logits(states, outputs, block).float()
-    total = F.cross_entropy(logits, tokens - block.start, reduction="sum")
-    return BlockLoss(total / max(1, len(tokens)), torch.tensor(len(tokens), device=tokens.device))
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _need_fixed(what: str, spec: CodeSpec) -> None:
+    if spec.dynamic:
+        raise ValueError(f"{what} cannot end an image, which codes of dynamic length need; use a flat or depth head")

@@ -3,49 +3,43 @@
 text -> image   ``<bos> caption <image> codes </image>``                              loss on the codes
 image -> text   ``<bos> <image> codes </image> <question> q <answer> a <eos> ... <caption> caption <eos>``
                 loss on answers and caption; questions come first, because a caption before them would answer them
+class -> image  ``class codes``, of a vocabulary without text
+vectors -> image   ``vectors codes``, likewise
+document        ``<bos>`` words, pictures, questions and captions in any order ``<eos>``
 
 A sequence is made of steps. A step of text writes one token; a step of an image writes W columns of a position, one
-(the ``flat`` head, codes unrolled position by position) or all of them (the ``depth`` head). Slot s of an image is the
-step that writes columns ``s * W`` to ``(s + 1) * W`` of its codes ``[N * D]``.
+(the ``flat`` head, codes unrolled position by position) or all of them (``parallel`` and ``depth``). Slot s of an image
+is the step that writes columns ``s * W`` to ``(s + 1) * W`` of its codes ``[N * D]``. Codes of dynamic length end where
+they end: ``</image>`` is then learned too, as one more choice beside the first column's codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..tokenizers.codes import CodeSpec
+from ..tokenizers.codes import PADDING, CodeSpec
+from .parsing import SequenceReader
+from .sequences import (
+    CLASS,
+    NONE,
+    TEXT,
+    VECTOR,
+    Batch,
+    Caption,
+    Example,
+    Label,
+    Part,
+    Picture,
+    Question,
+    Rows,
+    Vectors,
+    Words,
+)
 from .vocabulary import Vocabulary
-
-#: In ``Batch.slots``: a step of text.
-TEXT = -1
-#: In ``Batch.tokens``: no token, where a step writes fewer than W.
-NONE = -1
-
-
-@dataclass(frozen=True)
-class Example:
-    """One sequence: what is read and what is learned."""
-
-    tokens: Tensor  #: [T, W] int64 ids of the shared vocabulary, :data:`NONE` where a step writes fewer
-    slots: Tensor  #: [T] int64, the step of an image, :data:`TEXT` elsewhere
-    learned: Tensor  #: [T] bool, true where predicting this step is part of the loss
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples padded on the right; under a causal mask no real token sees the padding."""
-
-    tokens: Tensor  #: [B, T, W] int64
-    slots: Tensor  #: [B, T] int64
-    learned: Tensor  #: [B, T] bool
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        return Batch(self.tokens.to(device), self.slots.to(device), self.learned.to(device))
 
 
 class SequenceLayout:
@@ -55,6 +49,7 @@ class SequenceLayout:
         vocabulary: text, special and visual ids.
         spec: the codes; every codebook needs its block in the vocabulary.
         per_step: W, columns that one step writes; divides the spec's D.
+        classes: number of classes of a class-conditional model; the class of that number stands for none.
 
     Rows are ``[T, W + 1]`` int64: the tokens of a step, then its slot.
 
@@ -62,13 +57,13 @@ class SequenceLayout:
         ValueError: a vocabulary whose blocks do not fit the spec.
     """
 
-    def __init__(self, vocabulary: Vocabulary, spec: CodeSpec, per_step: int = 1) -> None:
+    def __init__(self, vocabulary: Vocabulary, spec: CodeSpec, per_step: int = 1, classes: int = 0) -> None:
         if vocabulary.codebooks != spec.codebooks:
             raise ValueError(
                 f"the vocabulary must have the blocks {spec.codebooks} of the tokenizer, got {vocabulary.codebooks}; "
                 "make them with vocabulary.with_codebooks"
             )
-        self.vocabulary, self.spec, self.per_step = vocabulary, spec, per_step
+        self.vocabulary, self.spec, self.per_step, self.classes = vocabulary, spec, per_step, classes
         starts, sizes = [vocabulary.block(book.name).start for book in spec.columns], [b.size for b in spec.columns]
         # On the CPU also while a model is loaded, when transformers makes everything on the meta device.
         self._offsets, self._sizes = torch.tensor(starts, device="cpu"), torch.tensor(sizes, device="cpu")
@@ -76,15 +71,85 @@ class SequenceLayout:
 
     @property
     def steps(self) -> int:
-        """Steps of one image."""
+        """Steps of one image, of the longest where the spec is dynamic."""
         return self.spec.positions * self.spec.depth // self.per_step
 
-    def text_to_image(self, caption: str | None, ids: Tensor) -> Example:
+    @property
+    def brackets(self) -> bool:
+        """Whether images stand between ``<image>`` and ``</image>``: where there is text beside them."""
+        return self.vocabulary.text_size > 0
+
+    def build(self, parts: Sequence[Part]) -> Example:
+        """One sequence of parts in their order; :meth:`parse` is the inverse.
+
+        ``<eos>`` follows words that end a sequence and are learned.
+
+        Raises:
+            ValueError: words after words, codes of another shape or outside their codebooks, a class out of range,
+                words that the vocabulary lacks.
+        """
+        pieces, vectors, read_as = _Pieces(), list[Tensor](), list[Tensor]()
+        if self.brackets:
+            pieces.add(self._special("<bos>"))
+        for number, part in enumerate(parts):
+            if isinstance(part, Words):
+                if number and isinstance(parts[number - 1], Words):
+                    raise ValueError("words must not follow words, got two in a row; join them to one text")
+                end = "<eos>" if part.learned and number == len(parts) - 1 else None
+                pieces.add(self._text(part.text, end), part.learned)
+            elif isinstance(part, Question):
+                pieces.add(self.question(part.question))
+                pieces.add(self._text(part.answer, "<eos>"), True)
+            elif isinstance(part, Caption):
+                pieces.add(self.caption_opener())
+                pieces.add(self._text(part.text, "<eos>"), True)
+            elif isinstance(part, Label):
+                pieces.add(self._label(part.number))
+            elif isinstance(part, Vectors):
+                pieces.add(self._vectors(len(part.values)))
+                vectors.append(part.values)
+            else:
+                self._picture(pieces, part)
+                read_as += [] if part.read_as is None else [part.read_as]
+        rows = torch.cat(pieces.rows)
+        learned = torch.tensor(pieces.learned)
+        return Example(rows[:, :-1], rows[:, -1], learned, _joined(vectors), _joined(read_as))
+
+    def parse(self, example: Example) -> list[Part]:
+        """The parts that a sequence was built from.
+
+        Raises:
+            ValueError: a sequence that :meth:`build` does not make.
+        """
+        return SequenceReader(self.vocabulary, self.spec, example).parts()
+
+    def document(self, parts: Sequence[str | Tensor]) -> Example:
+        """Text and pictures in turns, all of it learned: sentences, and codes ``[N, D]``.
+
+        Where a picture begins is learned too, except at the very beginning.
+        """
+        made = [
+            Words(part) if isinstance(part, str) else Picture(part, opens=number > 0)
+            for number, part in enumerate(parts)
+        ]
+        return self.build(made)
+
+    def text_to_image(self, caption: str | None, ids: Tensor, read_as: Tensor | None = None) -> Example:
         """Learn the codes ``[N, D]`` given a caption; ``None`` drops it, for classifier-free guidance."""
-        return _join([(self.prompt(caption), False), (self.codes(ids), True), (self._special("</image>"), False)])
+        given = [] if caption is None else [Words(caption, learned=False)]
+        return self.build([*given, Picture(ids, read_as=read_as)])
+
+    def class_to_image(self, number: int | None, ids: Tensor) -> Example:
+        """Learn the codes ``[N, D]`` given a class; ``None`` drops it, for classifier-free guidance."""
+        return self.build([Label(self.classes if number is None else number), Picture(ids)])
 
     def image_to_text(
-        self, ids: Tensor, caption: str | None, questions: Sequence[tuple[str, str]] = (), learn_codes: bool = False
+        self,
+        ids: Tensor,
+        caption: str | None,
+        questions: Sequence[tuple[str, str]] = (),
+        learn_codes: bool = False,
+        read_as: Tensor | None = None,
     ) -> Example:
         """Learn the answers to questions and a caption given codes ``[N, D]``.
 
@@ -93,22 +158,32 @@ class SequenceLayout:
             caption: text to learn, or ``None``.
             questions: pairs of question and answer about the image.
             learn_codes: learn the codes too, as an image without a caption.
+            read_as: see :class:`Picture`.
         """
-        parts = [(self.prompt(None), False), (self.codes(ids), learn_codes), (self._special("</image>"), False)]
-        for question, answer in questions:
-            parts += [(self.question(question), False), (self._text(answer, "<eos>"), True)]
-        if caption is not None:
-            parts += [(self.caption_opener(), False), (self._text(caption, "<eos>"), True)]
-        return _join(parts)
+        told = [] if caption is None else [Caption(caption)]
+        asked = [Question(question, answer) for question, answer in questions]
+        return self.build([Picture(ids, learn_codes, read_as=read_as), *asked, *told])
 
-    def prompt(self, caption: str | None) -> Tensor:
-        """``<bos> caption <image>`` as rows: what generation starts from."""
-        text = [] if caption is None else self.vocabulary.encode(caption)
-        return self._rows([self.vocabulary.special("<bos>"), *text, self.vocabulary.special("<image>")])
+    def prompt(self, condition: str | int | Tensor | None) -> Rows:
+        """What the generation of an image starts from.
+
+        Args:
+            condition: a caption, a class, vectors ``[n, F]``, or ``None`` for nothing (or the class of none).
+        """
+        if not self.brackets and (condition is None or isinstance(condition, int)):
+            return Rows(self._label(self.classes if condition is None else condition))
+        if isinstance(condition, int):
+            raise ValueError(f"a model with text takes captions, got class {condition}; describe the image in words")
+        rows, vectors = [self._special("<bos>")] if self.brackets else [], None
+        if isinstance(condition, str):
+            rows.append(self._text(condition))
+        elif condition is not None:
+            rows, vectors = [*rows, self._vectors(len(condition))], condition
+        return Rows(torch.cat([*rows, *([self._special("<image>")] if self.brackets else [])]), vectors)
 
     def image(self, ids: Tensor) -> Tensor:
         """``<bos> <image> codes </image>`` rows of codes ``[N, D]``: what questions are asked about."""
-        return torch.cat([self.prompt(None), self.codes(ids), self._special("</image>")])
+        return torch.cat([self.prompt(None).rows, self.codes(ids), self._special("</image>")])
 
     def question(self, question: str) -> Tensor:
         """``<question> q <answer>`` rows."""
@@ -120,22 +195,25 @@ class SequenceLayout:
         return self._special("<caption>")
 
     def codes(self, ids: Tensor) -> Tensor:
-        """Codes ``[N, D]`` as one row per step.
+        """Codes ``[N, D]`` as one row per step; of a dynamic spec, those before the padding.
 
         Raises:
             ValueError: another number of positions or columns than the spec's, or an id outside its codebook.
         """
-        if ids.shape != (self.spec.positions, self.spec.depth):
+        kept = ids[ids[:, 0] != PADDING] if self.spec.dynamic and ids.ndim == 2 else ids
+        fits = kept.shape == (self.spec.positions, self.spec.depth)
+        if not fits and not (self.spec.dynamic and kept.ndim == 2 and 0 < len(kept) <= self.spec.positions):
             raise ValueError(
                 f"codes must be [{self.spec.positions}, {self.spec.depth}] (N, D), got {list(ids.shape)}; "
                 "encode the images with the tokenizer of this model"
             )
-        if bool(((ids < 0) | (ids >= self._sizes)).any()):
+        if bool(((kept < 0) | (kept >= self._sizes)).any()):
             raise ValueError(
                 f"codes must lie in [0, K) with K = {self._sizes.tolist()} by column, got "
-                f"{int(ids.min())}..{int(ids.max())}; encode the images with the tokenizer of this model"
+                f"{int(kept.min())}..{int(kept.max())}; encode the images with the tokenizer of this model"
             )
-        return torch.cat([(ids + self._offsets).view(self.steps, self.per_step), self._slots], dim=1)
+        unrolled = (kept + self._offsets).view(-1, self.per_step)
+        return torch.cat([unrolled, self._slots[: len(unrolled)]], dim=1)
 
     def rows(self, tokens: Tensor, slot: int) -> Tensor:
         """Rows ``[B, 1, W + 1]`` of one step that wrote tokens ``[B, <= W]``."""
@@ -147,21 +225,87 @@ class SequenceLayout:
         pad = torch.nn.utils.rnn.pad_sequence
         tokens = pad([e.tokens for e in examples], True, float(NONE))
         slots, learned = pad([e.slots for e in examples], True, TEXT), pad([e.learned for e in examples], True, False)
-        tokens[..., 0].masked_fill_(tokens[..., 0] == NONE, self.vocabulary.special("<pad>"))
-        return Batch(tokens, slots, learned)
+        if self.brackets:
+            tokens[..., 0].masked_fill_((tokens[..., 0] == NONE) & (slots == TEXT), self.vocabulary.special("<pad>"))
+        return Batch(
+            tokens, slots, learned, None, _joined(e.vectors for e in examples), _joined(e.read_as for e in examples)
+        )
 
-    def _rows(self, tokens: Sequence[int]) -> Tensor:
-        rest = [NONE] * (self.per_step - 1) + [TEXT]
-        return torch.tensor([[token, *rest] for token in tokens])
+    def pack(self, examples: Sequence[Example], length: int) -> Batch:
+        """Several examples in a row of at most ``length`` steps; none attends to another.
+
+        Each goes into the first row that has room for it, the longest first.
+
+        Raises:
+            ValueError: an example of more steps.
+        """
+        longest = max(map(len, examples), default=0)
+        if longest > length:
+            raise ValueError(f"a packed row holds {length} steps, got an example of {longest}; raise the length")
+        rows = list[list[Example]]()
+        for example in sorted(examples, key=len, reverse=True):
+            room = next((row for row in rows if sum(map(len, row)) + len(example) <= length), None)
+            if room is None:
+                rows.append([example])
+            else:
+                room.append(example)
+        batch = self.collate([_concatenated(row) for row in rows])
+        numbers = [torch.cat([torch.full((len(e),), at) for at, e in enumerate(row)]) for row in rows]
+        padding = max(map(len, rows))
+        documents = torch.nn.utils.rnn.pad_sequence(numbers, True, padding)
+        return Batch(batch.tokens, batch.slots, batch.learned, documents, batch.vectors, batch.read_as)
+
+    def _picture(self, pieces: _Pieces, part: Picture) -> None:
+        if self.brackets:
+            pieces.add(self._special("<image>"), part.opens)
+        pieces.add(self.codes(part.ids), part.learned)
+        if self.brackets:
+            pieces.add(self._special("</image>"), part.learned and self.spec.dynamic)
+
+    def _rows(self, tokens: Sequence[int], slot: int = TEXT) -> Tensor:
+        rest = [NONE] * (self.per_step - 1) + [slot]
+        return torch.tensor([[token, *rest] for token in tokens], dtype=torch.int64).view(-1, self.per_step + 1)
 
     def _special(self, token: str) -> Tensor:
         return self._rows([self.vocabulary.special(token)])
 
-    def _text(self, text: str, end: str) -> Tensor:
-        return self._rows([*self.vocabulary.encode(text), self.vocabulary.special(end)])
+    def _text(self, text: str, end: str | None = None) -> Tensor:
+        return self._rows([*self.vocabulary.encode(text), *([] if end is None else [self.vocabulary.special(end)])])
+
+    def _label(self, number: int) -> Tensor:
+        if not self.classes or not 0 <= number <= self.classes:
+            raise ValueError(
+                f"classes must lie in [0, {self.classes}) or be {self.classes} for none, got {number}; "
+                "a model is conditioned on classes where its configuration says how many"
+            )
+        return self._rows([number], CLASS)
+
+    def _vectors(self, count: int) -> Tensor:
+        return self._rows([NONE] * count, VECTOR)
 
 
-def _join(parts: list[tuple[Tensor, bool]]) -> Example:
-    rows = torch.cat([rows for rows, _ in parts])
-    learned = torch.tensor([learn for rows, learn in parts for _ in range(rows.shape[0])])
-    return Example(rows[:, :-1], rows[:, -1], learned)
+@dataclass
+class _Pieces:
+    """Rows, and which of them are learned."""
+
+    rows: list[Tensor] = field(default_factory=list)
+    learned: list[bool] = field(default_factory=list)
+
+    def add(self, rows: Tensor, learned: bool = False) -> None:
+        self.rows.append(rows)
+        self.learned += [learned] * len(rows)
+
+
+def _concatenated(examples: Sequence[Example]) -> Example:
+    return Example(
+        torch.cat([e.tokens for e in examples]),
+        torch.cat([e.slots for e in examples]),
+        torch.cat([e.learned for e in examples]),
+        _joined(e.vectors for e in examples),
+        _joined(e.read_as for e in examples),
+    )
+
+
+def _joined(parts: Iterable[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,18 +12,22 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, initialization
 from transformers.cache_utils import Cache
 
 from ..data.files import atomic_folder
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import CodeSpec
-from .embedding import CodePositions, embed_tokens
-from .heads import BlockLoss, block_logits, code_head, merged
-from .layout import TEXT, Batch, SequenceLayout
-from .vocabulary import LAYOUT_FILE, MODEL_FILE, Vocabulary
+from .adapters import has_adapters, merged_state
+from .embedding import CodebookEmbedding, CodePositions, VectorProjector, code_embedding, embed_tokens, local_ids
+from .heads import BlockLoss, code_head, default_head, merged
+from .layout import SequenceLayout
+from .positions import places
+from .sequences import CLASS, NONE, TEXT, VECTOR, Batch, Rows
+from .tables import Table
+from .vocabulary import Vocabulary, missing_files
 
 
 class SharedLMConfig(PretrainedConfig):
@@ -33,8 +38,13 @@ class SharedLMConfig(PretrainedConfig):
         spec: a :class:`CodeSpec` as a dict.
         vocabulary_size: V, ids of text, specials and codes together.
         tokenizer_fingerprint: which tokenizer the codes come from.
-        head: how codes are written: ``kind`` (``flat`` by default, or ``depth``) and its options, see
-            :func:`~smalti.lm.heads.code_head`.
+        head: how codes are written: ``kind`` and its options, see :func:`~smalti.lm.heads.code_head`.
+        embedding: how codes enter: ``kind`` (``sum`` by default) and its options, see
+            :func:`~smalti.lm.embedding.code_embedding`; ``places``, false for no learned positions and columns.
+        rotary: where steps stand for the backbone's attention, see :mod:`~smalti.lm.positions`.
+        classes: number of classes, for models that are conditioned on one; 0 for none.
+        vectors: fields of a :class:`~smalti.lm.embedding.VectorProjector`, for models that read continuous features.
+        new_rows: keep the rows of specials and codes apart from the backbone's own, which then has its pretrained size.
         sampling: how codes are drawn where nobody says otherwise: fields of
             :class:`~smalti.generation.sampler.Sampling`.
     """
@@ -49,10 +59,16 @@ class SharedLMConfig(PretrainedConfig):
         tokenizer_fingerprint: str = "",
         head: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
+        embedding: dict[str, Any] | None = None,
+        rotary: str = "sequence",
+        classes: int = 0,
+        vectors: dict[str, Any] | None = None,
+        new_rows: bool = False,
         **kwargs: Any,
     ) -> None:
         self.backbone, self.spec, self.head = backbone or {}, spec or {}, head or {}
-        self.sampling = sampling or {}
+        self.sampling, self.embedding, self.rotary = sampling or {}, embedding or {}, rotary
+        self.classes, self.vectors, self.new_rows = classes, vectors, new_rows
         self.vocabulary_size, self.tokenizer_fingerprint = vocabulary_size, tokenizer_fingerprint
         super().__init__(**kwargs)
 
@@ -74,17 +90,20 @@ class SharedLM(PreTrainedModel):
     Args:
         config: see :class:`SharedLMConfig`; :meth:`build` makes one from parts.
         vocabulary: text pieces and code blocks.
+        backbone: with its weights, see :func:`~smalti.lm.pretrained.from_backbone`; made anew by default.
 
     Raises:
-        ValueError: a vocabulary that does not fit the configuration, a backbone of unknown type or fields, or a head of
-            unknown kind or options.
+        ValueError: a vocabulary that does not fit the configuration, a backbone of unknown type or fields, or a head,
+            embedding or places of unknown kind or options.
     """
 
     config_class = SharedLMConfig
     base_model_prefix = "backbone"
     main_input_name = "tokens"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
 
-    def __init__(self, config: SharedLMConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: SharedLMConfig, vocabulary: Vocabulary, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.spec, self.vocabulary = CodeSpec.from_dict(config.spec), vocabulary
         if vocabulary.size != config.vocabulary_size:
@@ -92,12 +111,29 @@ class SharedLM(PreTrainedModel):
                 f"the model was built for {config.vocabulary_size} ids, its vocabulary has {vocabulary.size}; "
                 "load both from the same folder"
             )
-        self.backbone = AutoModelForCausalLM.from_config(_backbone_config(config.backbone, vocabulary))
+        made = _backbone_config(config, vocabulary)
+        self.backbone: Any = AutoModelForCausalLM.from_config(made) if backbone is None else backbone
         width = int(self.backbone.config.hidden_size)
         self.head = code_head(config.head, vocabulary, self.spec, width)
-        self.layout = SequenceLayout(vocabulary, self.spec, self.head.per_step)
-        self.positions = CodePositions(self.spec, self.head.per_step, width)
+        per_step = self.head.per_step
+        self.layout = SequenceLayout(vocabulary, self.spec, per_step, config.classes)
+        self.embedding = code_embedding(config.embedding, self.spec, per_step, width)
+        self.positions = CodePositions(self.spec, per_step, width) if config.embedding.get("places", True) else None
+        self.classes = nn.Embedding(config.classes + 1, width) if config.classes else None
+        self.vectors = None if config.vectors is None else VectorProjector(width=width, **config.vectors)
+        if config.new_rows:
+            count = vocabulary.size - vocabulary.text_size
+            self.new_inputs = nn.Parameter(torch.empty(count, width))
+            self.new_outputs = nn.Parameter(torch.empty(count, width))
+        self.places = places(config.rotary, self.spec, self.spec.depth // per_step, self.backbone)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.config.new_rows:
+            scale = float(getattr(self.backbone.config, "initializer_range", 0.02))
+            for rows in (self.new_inputs, self.new_outputs):
+                initialization.normal_(rows, std=scale)  # those of a file that is being loaded are left alone
 
     @classmethod
     def build(
@@ -107,6 +143,7 @@ class SharedLM(PreTrainedModel):
         spec: CodeSpec,
         fingerprint: str,
         head: Mapping[str, Any] | None = None,
+        **parts: Any,
     ) -> Self:
         """A model from scratch.
 
@@ -115,10 +152,14 @@ class SharedLM(PreTrainedModel):
             vocabulary: text ids; blocks for the codebooks of ``spec`` are added.
             spec: the codes it reads and writes.
             fingerprint: of the tokenizer that makes them.
-            head: how codes are written, see :func:`~smalti.lm.heads.code_head`; ``flat`` by default.
+            head: how codes are written, see :func:`~smalti.lm.heads.code_head`; by default ``flat`` where a position
+                has one code and ``depth`` where it has several.
+            parts: the other fields of :class:`SharedLMConfig`.
         """
         shared = vocabulary.with_codebooks(spec.codebooks)
-        return cls(SharedLMConfig(dict(backbone), spec.to_dict(), shared.size, fingerprint, dict(head or {})), shared)
+        chosen = default_head(spec) if head is None else dict(head)
+        config = SharedLMConfig(dict(backbone), spec.to_dict(), shared.size, fingerprint, chosen, **parts)
+        return cls(config, shared)
 
     @torch.no_grad()
     def start_from_codebooks(self, vectors: Mapping[str, Tensor]) -> None:
@@ -132,18 +173,42 @@ class SharedLM(PreTrainedModel):
         for name, table in vectors.items():
             block = self.vocabulary.block(name)
             spread = (table - table.mean(0)) / table.std().clamp_min(1e-6)
-            for matrix in (self.input_matrix, self.output_matrix):
-                projection = torch.randn(table.shape[1], matrix.shape[1]) * table.shape[1] ** -0.5
-                rows = spread.to(matrix) @ projection.to(matrix) * self.backbone.config.initializer_range
-                matrix[block.start : block.stop] = rows
+            for rows in (self.inputs, self.outputs):
+                parts = rows.parts(block)
+                projection = torch.randn(table.shape[1], parts[0].shape[1]) * table.shape[1] ** -0.5
+                made = spread.to(parts[0]) @ projection.to(parts[0]) * self.backbone.config.initializer_range
+                for part, new in zip(parts, made.split([len(part) for part in parts]), strict=True):
+                    part.copy_(new)
+        if isinstance(self.embedding, CodebookEmbedding):
+            self.embedding.set_vectors(vectors)
 
-    def states(self, tokens: Tensor, slots: Tensor, **options: Any) -> Tensor:
-        """Hidden states ``[B, T, C]`` of tokens ``[B, T, W]`` at slots ``[B, T]``.
+    def embed(self, batch: Batch) -> Tensor:
+        """What the backbone reads: ``[B, T, C]``.
+
+        Raises:
+            ValueError: steps that this model has no way to read.
+        """
+        tokens, slots = batch.tokens, batch.slots
+        shared = tokens.masked_fill((slots < TEXT)[..., None], NONE)
+        embedded = embed_tokens(shared if tokens.shape[-1] > 1 else shared.clamp_min(0), self.inputs)
+        if self.embedding is not None:
+            code = slots >= 0
+            ids = local_ids(tokens[code], slots[code], self.vocabulary, self.spec)
+            embedded = _put(embedded, code, self.embedding(ids, slots[code], batch.read_as))
+        elif batch.read_as is not None:
+            raise ValueError(
+                "this model reads codes by their ids, got vectors for them; build it with embedding kind codebook"
+            )
+        if self.positions is not None:
+            embedded = embedded + self.positions(slots)
+        return self._with_conditions(embedded, batch)
+
+    def states(self, batch: Batch, **options: Any) -> Tensor:
+        """Hidden states ``[B, T, C]`` of the steps of a batch.
 
         ``options`` go to the backbone (cache, mask, positions).
         """
-        embedded = embed_tokens(tokens, self.input_matrix) + self.positions(slots)
-        return self.backbone.base_model(inputs_embeds=embedded, **options).last_hidden_state
+        return self.backbone.base_model(inputs_embeds=self.embed(batch), **options).last_hidden_state
 
     def forward(self, batch: Batch | Sequence[Batch], weights: Mapping[str, float] | None = None) -> LMOutput:
         """Loss of a batch, right-padded and causal.
@@ -160,6 +225,18 @@ class SharedLM(PreTrainedModel):
         total = torch.stack([(weights or {}).get(name, 1.0) * block.mean for name, block in blocks.items()]).sum()
         return LMOutput(total, blocks)
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states ``[B, T, C]`` of whole sequences, causal; the state at t predicts step t + 1.
+
+        Raises:
+            ValueError: sequences longer than the backbone was built for.
+        """
+        self._check_length(batch.slots.shape[1])
+        present = torch.ones_like(batch.slots)
+        mask = present if batch.documents is None else self._packed_mask(batch.documents)
+        positions = self.places(batch.slots, present.bool(), batch.documents)
+        return self.states(batch, attention_mask=mask, position_ids=positions, use_cache=False)
+
     def text_likelihood(self, batch: Batch) -> Tensor:
         """Log-likelihood ``[B]``, float32 nats, of the text that each sequence learns; codes it learns do not count.
 
@@ -170,17 +247,18 @@ class SharedLM(PreTrainedModel):
             ValueError: sequences longer than the backbone was built for.
         """
         words = (batch.learned & (batch.slots == TEXT))[:, 1:]
-        logits = block_logits(self._hidden(batch)[:, :-1][words], self.output_matrix, self.head.text).float()
-        nats = F.cross_entropy(logits, batch.tokens[:, 1:][words][:, 0] - self.head.text.start, reduction="none")
+        logits = self.outputs.logits(self.hidden(batch)[:, :-1][words], self.head.text.ids).float()
+        nats = F.cross_entropy(logits, batch.tokens[:, 1:][words][:, 0], reduction="none")
         return -torch.zeros(words.shape, device=nats.device).masked_scatter(words, nats).sum(1)
 
-    def next_state(self, rows: Tensor, cache: Cache, mask: Tensor) -> Tensor:
-        """The state that predicts the next step, with keys and values of ``rows`` added to the cache.
+    def next_state(self, rows: Batch, cache: Cache, slots: Tensor, mask: Tensor) -> Tensor:
+        """The state that predicts the next step, with keys and values of new steps added to the cache.
 
         Args:
-            rows: ``[B, T, W + 1]`` (tokens, slot), the part the cache has not seen.
+            rows: T steps, those that the cache has not seen.
             cache: of the earlier steps; extended in place.
-            mask: ``[B, S + T]`` int64, 0 where a row is padded on its left.
+            slots: ``[B, S + T]`` int64, of all steps.
+            mask: ``[B, S + T]`` int64, 0 where a step is padding.
 
         Returns:
             ``[B, C]``.
@@ -188,10 +266,31 @@ class SharedLM(PreTrainedModel):
         Raises:
             ValueError: a sequence longer than the backbone was built for.
         """
+        return self.states_after(self.embed(rows), cache, slots, mask)[:, -1]
+
+    def states_after(self, embedded: Tensor, cache: Cache, slots: Tensor, mask: Tensor) -> Tensor:
+        """States of new steps, whose keys and values are added to the cache.
+
+        Args:
+            embedded: ``[B, T, C]`` of :meth:`embed`, steps that the cache has not seen.
+            cache: see :meth:`next_state`, as for the others.
+            slots: ``[B, S + T]`` int64.
+            mask: ``[B, S + T]`` int64.
+
+        Returns:
+            ``[B, T, C]``.
+
+        Raises:
+            ValueError: a sequence longer than the backbone was built for.
+        """
         self._check_length(mask.shape[1])
-        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -rows.shape[1] :]
-        options = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
-        return self.states(rows[..., :-1], rows[..., -1], **options)[:, -1]
+        options = {
+            "attention_mask": mask,
+            "position_ids": self.places(slots, mask.bool())[..., -embedded.shape[1] :],
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        return self.backbone.base_model(inputs_embeds=embedded, **options).last_hidden_state
 
     def logits(self, state: Tensor, written: Tensor, slot: int) -> Tensor:
         """Logits of the next token of a step.
@@ -204,20 +303,45 @@ class SharedLM(PreTrainedModel):
         Returns:
             ``[B, len(block)]`` float32, of ``head.at(slot)[J]``.
         """
-        block = self.head.at(slot)[written.shape[1]]
-        if slot != TEXT:
-            state = self.head(state, F.embedding(written, self.input_matrix))[:, -1]
-        return block_logits(state, self.output_matrix, block).float()
+        if slot < 0:
+            return self.outputs.logits(state, self.head.text.ids).float()
+        column = slot * self.head.per_step % self.spec.depth + written.shape[1]
+        found = self.head(state, self.inputs.embed(written))[:, -1]
+        return self.head.column_logits(found, self.outputs, column).float()
 
     @property
-    def input_matrix(self) -> Tensor:
-        """``[V, C]``."""
-        return self.backbone.get_input_embeddings().weight
+    def context(self) -> int:
+        """Steps of the longest sequence that the backbone was built for."""
+        return int(self.backbone.config.max_position_embeddings)
 
     @property
-    def output_matrix(self) -> Tensor:
-        """``[V, C]``."""
-        return self.backbone.get_output_embeddings().weight
+    def inputs(self) -> Table:
+        """Input rows of the V ids."""
+        own = self.backbone.get_input_embeddings().weight
+        return Table(own, self.new_inputs) if self.config.new_rows else Table(own)
+
+    @property
+    def outputs(self) -> Table:
+        """Output rows of the V ids."""
+        own = self.backbone.get_output_embeddings().weight
+        return Table(own, self.new_outputs) if self.config.new_rows else Table(own)
+
+    def unconditional(self, condition: str | int | Tensor) -> Rows:
+        """The prompt that stands for nothing, beside one of a condition: what guidance leads away from.
+
+        Raises:
+            ValueError: vectors of a model that was trained without any to stand for none, or more than it has.
+        """
+        if not isinstance(condition, Tensor):
+            return self.layout.prompt(None)
+        projector = self.vectors
+        null = projector.null if isinstance(projector, VectorProjector) else None
+        if null is None or len(condition) > len(null):
+            raise ValueError(
+                f"guidance needs vectors that stand for none, {len(condition)} of them here, got a model with "
+                f"{0 if null is None else len(null)}; sample with guidance 1"
+            )
+        return self.layout.prompt(null[len(null) - len(condition) :])
 
     def check_tokenizer(self, tokenizer: VisualTokenizer) -> None:
         """Raise unless this model was trained with ``tokenizer``.
@@ -232,10 +356,37 @@ class SharedLM(PreTrainedModel):
                 f"{found} ({_describe(tokenizer.spec)}); load the tokenizer it was trained with or train it again"
             )
 
-    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write weights, configuration and vocabulary to a folder, whole or not at all; the rest is transformers'."""
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: what is used of it
+        self,
+        save_directory: str | PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        **kwargs: Any,
+    ) -> None:
+        """Write weights, configuration and vocabulary to a folder, whole or not at all.
+
+        Adapters are written as part of the weights that they stand beside, and stay as they are in this model.
+
+        Args:
+            save_directory: the folder; what it held is replaced.
+            is_main_process: of several that call this, the one that writes.
+            state_dict: weights to write in place of the model's own.
+            push_to_hub: not here; see ``push_to_hub`` of this class.
+            max_shard_size: of a file of weights, in bytes or as ``5GB``.
+            kwargs: the other arguments of ``transformers``.
+
+        Raises:
+            ValueError: ``push_to_hub``.
+        """
+        if push_to_hub:
+            raise ValueError("save_pretrained writes a folder alone, got push_to_hub; call push_to_hub(repo_id)")
+        if not is_main_process:
+            return
+        state = merged_state(self) if state_dict is None and has_adapters(self) else state_dict
         with atomic_folder(Path(save_directory)) as folder:
-            super().save_pretrained(folder, *args, **kwargs)
+            super().save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size, **kwargs)
             self.vocabulary.save_pretrained(folder)
 
     @classmethod
@@ -263,21 +414,38 @@ class SharedLM(PreTrainedModel):
             reason = str(error).strip().split("\n", 1)[0]
             raise ValueError(f"{folder} does not hold a readable language model ({reason}); save it again") from error
         model, report = loaded
-        differing = {kind: keys for kind, keys in report.items() if keys}
-        if differing:
+        if differing := _differences(report, model.config):
             raise ValueError(f"weights in {folder} must match its configuration key by key, got {differing}")
         return model.eval()
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        self._check_length(batch.slots.shape[1])
-        mask = torch.ones_like(batch.slots)
-        return self.states(batch.tokens, batch.slots, attention_mask=mask, use_cache=False)
+    def _packed_mask(self, documents: Tensor) -> Tensor:
+        """``[B, 1, T, T]``: causal, and within a document alone."""
+        length, attention = documents.shape[1], self.backbone.config._attn_implementation
+        same = documents[:, None, :, None] == documents[:, None, None, :]
+        allowed = same & torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+        if attention == "sdpa":
+            return allowed
+        if attention == "eager":
+            zeros = torch.zeros(allowed.shape, dtype=self.inputs.pieces[0].dtype, device=documents.device)
+            return zeros.masked_fill(~allowed, torch.finfo(zeros.dtype).min)
+        raise ValueError(f"packed rows need attention sdpa or eager, got {attention}; set attn_implementation to sdpa")
 
     def _losses(self, batch: Batch) -> dict[str, BlockLoss]:
-        return self.head.losses(self._hidden(batch), self.input_matrix, self.output_matrix, batch)
+        return self.head.losses(self.hidden(batch), self.inputs, self.outputs, batch)
+
+    def _with_conditions(self, embedded: Tensor, batch: Batch) -> Tensor:
+        for kind, slot in (("classes", CLASS), ("vectors", VECTOR)):
+            chosen, module = batch.slots == slot, getattr(self, kind)
+            if not bool(chosen.any()):
+                continue
+            if module is None:
+                raise ValueError(f"this model has no {kind} to be conditioned on; build it with {kind}")
+            given = batch.tokens[chosen][:, 0] if slot == CLASS else batch.vectors
+            embedded = _put(embedded, chosen, module(given))
+        return embedded
 
     def _check_length(self, length: int) -> None:
-        limit = int(self.backbone.config.max_position_embeddings)
+        limit = self.context
         if length > limit:
             raise ValueError(
                 f"sequences of this model have at most {limit} tokens, got {length}; "
@@ -285,31 +453,73 @@ class SharedLM(PreTrainedModel):
             )
 
 
-def _backbone_config(fields: Mapping[str, Any], vocabulary: Vocabulary) -> PretrainedConfig:
+def _put(embedded: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
+    """``embedded`` ``[B, T, C]`` with rows ``[M, C]`` where ``chosen`` ``[B, T]`` is true."""
+    return embedded.masked_scatter(chosen[..., None], values.to(embedded.dtype))
+
+
+def known_fields(kind: str) -> set[str]:
+    """Names of the fields that the configuration of a ``model_type`` has."""
+    family = CONFIG_MAPPING[kind]
+    return {*family().to_dict(), *family.attribute_map, "rope_theta"}
+
+
+def _backbone_config(config: SharedLMConfig, vocabulary: Vocabulary) -> PretrainedConfig:
+    fields = config.backbone
     kind = str(fields.get("model_type"))
     if kind not in CONFIG_MAPPING:
         near = ", ".join(get_close_matches(kind, CONFIG_MAPPING, 3)) or "llama, qwen2, gpt2"
         raise ValueError(f"a backbone needs a model_type that transformers knows, got {kind!r}; near are {near}")
     family = CONFIG_MAPPING[kind]
-    known = {*family().to_dict(), *family.attribute_map, "rope_theta"}  # transformers takes unknown fields in silence
+    known = known_fields(kind)  # transformers takes unknown ones in silence
     for name in fields:
         if name not in known:
             near = ", ".join(get_close_matches(name, known, 3)) or "none"
             raise ValueError(f"a {kind} backbone must have fields of its configuration, got {name!r}; near are {near}")
-    ids = {f"{name}_token_id": vocabulary.special(f"<{name}>") for name in ("bos", "eos")}
-    complete: dict[str, Any] = {**fields, **ids, "vocab_size": vocabulary.size}
+    size = vocabulary.text_size if config.new_rows else vocabulary.size
+    ids: dict[str, int | None] = {}
+    if config.new_rows:  # specials have no rows in the backbone's own matrix
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    elif vocabulary.text_size:
+        ids = {f"{name}_token_id": vocabulary.special(f"<{name}>") for name in ("bos", "eos")}
+    complete: dict[str, Any] = {**fields, **ids, "vocab_size": size}
     return family(**complete)
 
 
+def _differences(report: Mapping[str, Any], config: SharedLMConfig) -> str:
+    """What was found otherwise than expected when weights were loaded; empty where all is well."""
+    found, parts = list[str](), set[str]()
+    for kind, items in report.items():
+        keys = sorted(item if isinstance(item, str) else str(item[0]) for item in items)
+        parts |= {key.partition(".")[0] for key in keys}
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            found.append(f"{kind} {', '.join(keys[:3])}{more}")
+    if "head" in parts:
+        found.append(f"while its config.json says head {config.head}, which must be the one it was trained with")
+    return ", ".join(found)
+
+
 def _check_folder(folder: Path) -> None:
-    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set[str]()
-    missing = [name for name in ("config.json", "model.safetensors", MODEL_FILE, LAYOUT_FILE) if name not in names]
-    if "model.safetensors.index.json" in names:
-        missing = [name for name in missing if name != "model.safetensors"]
+    missing = [name for name in ("config.json", *_weight_files(folder)) if not (folder / name).is_file()]
+    missing += missing_files(folder)
     if missing:
         raise FileNotFoundError(
             f"{folder} should hold a language model but lacks {', '.join(missing)}; save or train it again"
         )
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """One file, or as many as its index names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder} does not hold a readable language model ({index.name} is damaged); save it again"
+        ) from error
 
 
 def _describe(spec: CodeSpec) -> str:

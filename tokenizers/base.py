@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import import_module
@@ -32,6 +33,10 @@ class TrainingTerms:
     codes: Codes  #: the codes drawn this step, for usage and perplexity
     losses: Mapping[str, Tensor] = field(default_factory=dict)  #: the family's own terms, scalars, unweighted
     summary: Tensor | None = None  #: [B, C], the image's feature that is compared with captions, for families with one
+    #: [B, N, C] float32, what ``embed(codes)`` gives, in training with the gradient of the encoder (straight-through);
+    #: where the pass itself moves tables (moving averages), what they gave before. None where a code is not embedded as
+    #: the value it was quantized to.
+    latents: Tensor | None = None
 
 
 class VisualTokenizer(ModelMixin, ConfigMixin):
@@ -82,6 +87,29 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
     @abstractmethod
     def training_step_terms(self, images: Tensor, **targets: Tensor) -> TrainingTerms:
         """One differentiable pass over ``[B, 3, H, W]`` images; ``targets`` are the family's own (teacher features)."""
+
+    def tuned_embedding(self, terms: TrainingTerms) -> Tensor:
+        """What :meth:`embed` gives, ``[B, N, C]`` float32, with the gradient of the encoder beside the codebooks'.
+
+        A language model that reads this tunes the tokenizer (ETT, https://arxiv.org/abs/2505.10562). A weight that the
+        gradient of the latents reaches anyway, such as IBQ's table, learns through them alone: once, as in training for
+        pixels.
+
+        Args:
+            terms: of :meth:`training_step_terms` in training mode, with their graph.
+
+        Raises:
+            ValueError: a family without :attr:`TrainingTerms.latents`.
+        """
+        latents = terms.latents
+        if latents is None:
+            raise ValueError(
+                f"tuning needs latents that are embedded as they are quantized, got a {type(self).__name__} without; "
+                "read its codes with embed, or tune another family"
+            )
+        with _at_rest(_reached(latents)):
+            found = self.embed(terms.codes)
+        return found + (latents - latents.detach())
 
     def set_spec(self, spec: CodeSpec, image_size: tuple[int, int], stride: int) -> None:
         """Declare what the codes of this tokenizer look like; called once, in the constructor."""
@@ -226,6 +254,33 @@ def load_tokenizer(folder: str) -> VisualTokenizer:
         folder: where it was saved, or a hub id.
     """
     return VisualTokenizer.from_pretrained(folder)
+
+
+def _reached(tensor: Tensor) -> Iterator[Tensor]:
+    """The leaves that the gradient of a tensor reaches."""
+    nodes: list[Any] = [tensor.grad_fn]
+    seen: set[Any] = {None}
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        nodes += (following for following, _ in node.next_functions)
+        if hasattr(node, "variable"):  # of torch's accumulators alone, where a gradient ends
+            yield node.variable
+
+
+@contextmanager
+def _at_rest(weights: Iterable[Tensor]) -> Generator[None]:
+    """Let no gradient of what is computed inside reach these weights."""
+    resting = list(weights)
+    for weight in resting:
+        weight.requires_grad = False
+    try:
+        yield
+    finally:
+        for weight in resting:
+            weight.requires_grad = True
 
 
 def _imported(cls: type[VisualTokenizer], name: str) -> type[Any] | None:

@@ -148,7 +148,8 @@ class DualTokenizer(VisualTokenizer):
         losses = {"quantizer.semantic": semantic.loss, "quantizer.pixel": pixel.loss}
         if targets:
             losses |= self._distillation(semantic.latents, targets)
-        return TrainingTerms(self._pixels(pixel.latents), self._codes(semantic, pixel), losses)
+        latents = torch.cat([semantic.latents, pixel.latents], dim=-1)
+        return TrainingTerms(self._pixels(pixel.latents), self._codes(semantic, pixel), losses, latents=latents)
 
     def _quantize(self, images: Tensor) -> tuple[Quantized, Quantized]:
         start = 0 if self.shortcut_layer is None else self.shortcut_layer

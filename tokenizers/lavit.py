@@ -162,7 +162,8 @@ class LavitTokenizer(VisualTokenizer):
         alike = F.cosine_similarity(features.flatten(2).transpose(1, 2).float(), patches.detach().float(), dim=-1)
         kept = (chosen.mean(1) - self.keep_share).square().mean()
         losses = {"quantizer": quantized.loss, "states": 1 - alike.mean(), "kept": kept}
-        return TrainingTerms(None if self.decoder is None else self._pixels(features), codes, losses)
+        pixels = None if self.decoder is None else self._pixels(features)
+        return TrainingTerms(pixels, codes, losses, latents=vectors)
 
     def _patches(self, images: Tensor) -> Tensor:
         tower = self.encoder

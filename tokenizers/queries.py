@@ -149,7 +149,8 @@ class QueryTokenizer(VisualTokenizer):
             embedding = self.image(restored if self.from_restored else vectors)
             losses["distill.pooled"] = F.mse_loss(embedding.float(), targets["pooled"].float())
         pixels = None if self.decoder is None else self._pixels(vectors)
-        return TrainingTerms(pixels, Codes.full(quantized.ids, self.spec), losses, states[:, -1])
+        codes = Codes.full(quantized.ids, self.spec)
+        return TrainingTerms(pixels, codes, losses, states[:, -1], latents=quantized.latents)
 
     def _states(self, images: Tensor) -> Tensor:
         tower = self.encoder

@@ -77,7 +77,9 @@ class VQTokenizer(VisualTokenizer):
         codes = self._codes(quantized.ids, images)
         widened = self.widen(quantized.latents.to(self.dtype))
         losses = {"quantizer": quantized.loss}
-        return TrainingTerms(self._painted(widened, codes), codes, losses, self._summary(widened))
+        return TrainingTerms(
+            self._painted(widened, codes), codes, losses, self._summary(widened), latents=quantized.latents
+        )
 
     def _latents(self, images: Tensor) -> Tensor:
         return self.narrow(self.encoder(images.to(self.dtype)).flatten(2).transpose(1, 2))  # [B, N, C]

@@ -28,8 +28,12 @@ def saved_tokenizer(folder: str) -> VisualTokenizer:
     return VisualTokenizer.from_pretrained(folder)
 
 
-class _Pages(Dataset["tuple[Item, TokenRecord] | None"]):
-    """Pictures with what is known about them; None for a broken one."""
+class Pages(Dataset[tuple[Item, TokenRecord]]):
+    """Pictures with what is known about them: of the picture shown, where the one asked for is broken.
+
+    Args:
+        pictures: of any source; scenes bring questions too.
+    """
 
     def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
@@ -37,9 +41,10 @@ class _Pages(Dataset["tuple[Item, TokenRecord] | None"]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[Item, TokenRecord] | None:
+    def __getitem__(self, index: int) -> tuple[Item, TokenRecord]:
+        """The picture at ``index`` in ``[0, len)``; errors are those of `Pictures`."""
         item = self.pictures[index]
-        return (item, _record(self.pictures.source, index)) if item["index"] == index else None
+        return item, record_of(self.pictures.source, item["index"])
 
 
 @torch.inference_mode()
@@ -64,7 +69,7 @@ def encode_source(
         progress: called with (pictures done, pictures in all) after every batch.
     """
     crop = Crop(tokenizer.image_size, "center", filter)
-    pages = _Pages(Pictures(source, crop, on_error))
+    pages = Pages(Pictures(source, crop, on_error))
     ids: list[torch.Tensor] = []
     records: list[TokenRecord] = []
     for number, batch in enumerate(DataLoader(pages, batch_size, num_workers=workers, collate_fn=_readable), 1):
@@ -82,7 +87,7 @@ def texts_of(source: ImageSource, progress: Callable[[int, int], None] | None = 
     """Captions, questions and answers of a source: what a vocabulary is trained on."""
     texts: list[str] = []
     for index in range(len(source)):
-        record = _record(source, index)
+        record = record_of(source, index)
         texts += [record.caption] if record.caption else []
         texts += [text for pair in record.questions for text in pair]
         if progress is not None:
@@ -90,10 +95,12 @@ def texts_of(source: ImageSource, progress: Callable[[int, int], None] | None = 
     return texts
 
 
-def _record(source: ImageSource, index: int) -> TokenRecord:
+def record_of(source: ImageSource, index: int) -> TokenRecord:
+    """Caption and questions of the picture at ``index``; only scenes have questions."""
     asked = source.questions(index) if isinstance(source, Scenes) else []
     return TokenRecord(source.caption(index), tuple((item.question, item.answer) for item in asked))
 
 
-def _readable(pages: list[tuple[Item, TokenRecord] | None]) -> list[tuple[Item, TokenRecord]]:
-    return [page for page in pages if page is not None]
+def _readable(pages: list[tuple[Item, TokenRecord]]) -> list[tuple[Item, TokenRecord]]:
+    """Without those that stand in for a broken picture: they come again in their own place."""
+    return [page for page in pages if not page[0]["skipped"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,17 +13,23 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..data.files import atomic_file
 from ..data.tokens import TokenStore
 from ..generation.pipeline import TextToImagePipeline
-from ..generation.sampler import Sampling, write_text
-from ..lm.layout import Batch, Example
+from ..generation.sampler import Sampling
+from ..generation.text import ANSWER, write_text
+from ..lm.embedding import CodebookEmbedding
 from ..lm.model import SharedLM
+from ..lm.sequences import Batch, Example, Rows
 from ..lm.vocabulary import Vocabulary
+from ..tokenizers.base import VisualTokenizer
 from .base import TrainingModule
+from .coding import TUNING, Coder, Tuning
 from .encode import saved_tokenizer
 from .guard import GUARD, GuardSettings
-from .optimizer import OPTIMIZER, OptimizerSettings
+from .optimizer import OPTIMIZER, OptimizerSettings, Trained
 from .precision import SaveDtype, rounded
+from .pretrained import Pretrained
 from .resume import ResumableData
 
 Item = dict[str, Any]
@@ -73,17 +80,26 @@ class LanguageModelTraining(TrainingModule):
     Each image of a batch gives one sequence: ``caption -> codes`` or, with probability ``reading``,
     ``codes -> answers -> caption``, of which a share goes without questions, as a caption is asked for later. Codes are
     learned in all, so that a picture is also written from nothing, which classifier-free guidance needs
-    (https://arxiv.org/abs/2207.12598).
+    (https://arxiv.org/abs/2207.12598). A model of classes learns ``class -> codes`` alone; captions are then numbers.
 
     Args:
         tokenizer: folder of the tokenizer that made the codes.
-        vocabulary: text ids; blocks for the codebooks are added here.
-        backbone: fields of a ``transformers`` configuration, ``model_type`` among them.
-        head: how codes are written, see :func:`~smalti.lm.heads.code_head`; ``flat`` by default.
+        vocabulary: text ids; blocks for the codebooks are added here. None for a model of classes.
+        backbone: fields of a ``transformers`` configuration, ``model_type`` among them, to train from scratch.
+        pretrained: a language model to go on from, in place of ``backbone``.
+        head: how codes are written, see :func:`~smalti.lm.heads.code_head`; by default as the codes suggest.
+        embedding: how codes enter, see :func:`~smalti.lm.embedding.code_embedding`; ``dims`` may be left out.
+        rotary: where steps stand, see :mod:`~smalti.lm.positions`.
+        classes: number of classes, for a model of classes.
         weights: of the losses ``text`` and every codebook; 1 where absent.
         reading: share of the images that are read and not written from their caption, in [0, 1].
         questions: most questions asked about an image in one sequence.
         describing: share of the images read that are described without any question before, in [0, 1].
+        caption_dropout: share of the images written that are written from nothing, in [0, 1].
+        pack: put several sequences in a row of so many steps; one a row by default.
+        tune_tokenizer: train the tokenizer too, on pictures in place of stored codes (``PictureTextData``).
+        tuning: how it is held to its pictures.
+        gradient_checkpointing: compute activations of the backbone twice to keep fewer of them.
         optimizer: learning rate, schedule, decay and clipping.
         guard: patience with steps that are not finite.
         seed: of all that training draws, except the order of the data.
@@ -93,20 +109,30 @@ class LanguageModelTraining(TrainingModule):
             where that changes none of its weights, because the codes must stay the same.
 
     Raises:
-        ValueError: weights for unknown losses, a share outside [0, 1], or stored codes of another tokenizer.
+        ValueError: weights for unknown losses, a share outside [0, 1], a vocabulary beside classes or neither, a
+            tokenizer that cannot be tuned, or stored codes of another tokenizer.
     """
 
     def __init__(
         self,
         tokenizer: str,
-        vocabulary: Vocabulary,
-        backbone: dict[str, Any],
+        vocabulary: Vocabulary | None,
+        backbone: dict[str, Any] | None = None,
         *,
+        pretrained: Pretrained | None = None,
         head: dict[str, Any] | None = None,
+        embedding: dict[str, Any] | None = None,
+        rotary: str = "sequence",
+        classes: int = 0,
         weights: dict[str, float] | None = None,
         reading: float = 0.4,
         questions: int = 6,
         describing: float = 0.25,
+        caption_dropout: float = 0.0,
+        pack: int | None = None,
+        tune_tokenizer: bool = False,
+        tuning: Tuning = TUNING,
+        gradient_checkpointing: bool = False,
         sampling: Sampling | None = None,
         optimizer: OptimizerSettings = OPTIMIZER,
         guard: GuardSettings = GUARD,
@@ -115,24 +141,53 @@ class LanguageModelTraining(TrainingModule):
         save_dtype: SaveDtype = "float32",
     ) -> None:
         super().__init__(optimizer, guard, seed)
-        for name, share, usual in (("reading", reading, 0.4), ("describing", describing, 0.25)):
+        shares = (
+            ("reading", reading, 0.4),
+            ("describing", describing, 0.25),
+            ("caption_dropout", caption_dropout, 0.1),
+        )
+        for name, share, usual in shares:
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {share}; {usual} is usual")
-        self._tokenizer = [saved_tokenizer(tokenizer)]  # in a list: not part of the checkpoint
-        spec = self._tokenizer[0].spec
+        if (vocabulary is None) != (classes > 0):
+            raise ValueError(
+                f"a model learns from text or from classes, got {'no' if vocabulary is None else 'a'} vocabulary and "
+                f"{classes} classes; give one of the two"
+            )
+        coded = saved_tokenizer(tokenizer)
+        self.coder = Coder(coded, tuning if tune_tokenizer else None)
+        self.reading, self.questions, self.describing = reading, questions, describing
+        self.caption_dropout, self.pack, self.save_to = caption_dropout, pack, save_to
+        self.save_dtype: SaveDtype = save_dtype
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = SharedLM.build(backbone, vocabulary, spec, self._tokenizer[0].fingerprint(), head)
-            self.model.config.sampling = asdict(sampling or Sampling())
-            self.model.start_from_codebooks(self._tokenizer[0].code_vectors())
-        self.weights = _checked(weights or {}, ["text", *(book.name for book in spec.codebooks)])
-        self.reading, self.questions, self.describing = reading, questions, describing
-        self.save_to = save_to
-        self.save_dtype: SaveDtype = save_dtype
+            parts = {"embedding": _with_dims(embedding or {}, coded), "rotary": rotary, "classes": classes}
+            texts = Vocabulary(None) if vocabulary is None else vocabulary
+            self.model = _language_model(backbone, pretrained, texts, coded, head, parts)
+        self.model.config.sampling = asdict(sampling or Sampling())
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        if tune_tokenizer and not isinstance(self.model.embedding, CodebookEmbedding):
+            raise ValueError(
+                f"a tokenizer is tuned through what the language model reads of it, got embedding "
+                f"{(embedding or {}).get('kind', 'sum')!r}; set embedding to {{kind: codebook}}"
+            )
+        self.weights = _checked(weights or {}, ["text", *(book.name for book in coded.spec.codebooks)])
+        self._before: float | None = None
+
+    def trained(self) -> Mapping[str, Trained]:
+        """The language model and, where it is tuned, the tokenizer."""
+        rate = self.settings.learning_rate
+        parts = {"model": Trained(self.model, rate)}
+        if self.coder.tuned is not None and self.coder.tuning is not None:
+            parts["tokenizer"] = Trained(self.coder.tuned, self.coder.tuning.learning_rate or rate)
+        return parts
 
     def check_run(self, trainer: Trainer, data: LightningDataModule | None) -> None:
-        """As every module does; and the stored codes must be those of the tokenizer."""
+        """As every module does; and the stored codes must be those of the tokenizer, and not stored if it is tuned."""
         super().check_run(trainer, data)
+        if self.coder.tuned is not None and isinstance(data, TokenData):
+            raise ValueError("a tokenizer is tuned on pictures, got a store of codes; use PictureTextData")
         stores = [data.train, data.validation] if isinstance(data, TokenData) else []
         expected = self.model.config.tokenizer_fingerprint
         for store in filter(None, stores):
@@ -143,43 +198,113 @@ class LanguageModelTraining(TrainingModule):
                 )
 
     def training_loss(self, batch: list[Item]) -> Tensor:
-        """Sum of the weighted block losses over both directions."""
-        read = torch.rand(len(batch)) < self.reading
-        layout = self.model.layout
+        """Sum of the weighted block losses over both directions, and of the terms of a tokenizer that is tuned."""
+        reads = (torch.rand(len(batch)) < self.reading).tolist()
+        coded = self.coder(batch, self.device)
         written, reading = list[Example](), list[Example]()
-        for item, reads in zip(batch, read.tolist(), strict=True):
-            if reads or item["caption"] is None:
-                reading.append(layout.image_to_text(item["ids"], item["caption"], self._asked(item), learn_codes=True))
+        for item, ids, read_as, read in zip(batch, coded.ids, coded.read_as, reads, strict=True):
+            if not self.model.config.classes and (read or item["caption"] is None):
+                reading.append(self._read(item, ids, read_as))
             else:
-                written.append(layout.text_to_image(item["caption"], item["ids"]))
+                written.append(self._written(item, ids, read_as))
         result = self.model(self._collate(written, reading), self.weights)
-        for name, block in result.blocks.items():
-            self.log(f"train/{name}", block.mean.detach())
-        return result.loss
+        terms = {name: block.mean for name, block in result.blocks.items()}
+        terms |= {f"tokenizer/{name}": value for name, value in coded.losses.items()}
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        return torch.stack([result.loss, *(value.float() for value in coded.losses.values())]).sum()
 
     def validation_step(self, batch: list[Item], batch_idx: int) -> None:
         """Block losses, and the share of questions answered word for word."""
-        layout = self.model.layout
-        written = [layout.text_to_image(i["caption"], i["ids"]) for i in batch if i["caption"] is not None]
-        reading = [layout.image_to_text(item["ids"], item["caption"], item["questions"]) for item in batch]
+        layout, coded = self.model.layout, self.coder(batch, self.device)
+        pairs = list(zip(batch, coded.ids, strict=True))
+        if self.model.config.classes:
+            written, reading = [layout.class_to_image(self._class(i), ids) for i, ids in pairs], list[Example]()
+        else:
+            written = [layout.text_to_image(i["caption"], ids) for i, ids in pairs if i["caption"] is not None]
+            reading = [layout.image_to_text(ids, item["caption"], item["questions"]) for item, ids in pairs]
         result = self.model(self._collate(written, reading), self.weights)
         self.log_dict({f"val/{n}": b.mean for n, b in result.blocks.items()}, batch_size=len(batch))
-        asked = [(item["ids"], question, answer) for item in batch for question, answer in item["questions"]]
+        asked = [(ids, question, answer) for item, ids in pairs for question, answer in item["questions"]]
         if asked:
             right = self._answers(asked)
             self.log("val/answers", right.float().mean(), batch_size=len(asked), prog_bar=True)
+        if self.coder.tuned is not None:
+            images = torch.stack([item["images"] for item in batch]).to(self.device)
+            self.log("val/psnr", self.coder.psnr(images).mean(), batch_size=len(batch), prog_bar=True)
+
+    def on_validation_start(self) -> None:
+        """Read what the tokenizer embeds now."""
+        self._follow_tokenizer()
+
+    def on_fit_start(self) -> None:
+        """As every module; and note how the tokenizer reconstructs before it is tuned."""
+        super().on_fit_start()
+        if self._before is None:
+            self._before = self._reconstruction()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every module; and how the tokenizer reconstructed before."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reconstruction_before"] = self._before
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every module; and how the tokenizer reconstructed before."""
+        super().on_load_checkpoint(checkpoint)
+        self._before = checkpoint.get("reconstruction_before")
 
     def on_fit_end(self) -> None:
-        """Write tokenizer and model to ``save_to``, once."""
+        """Write tokenizer and model to ``save_to``, once, and beside them what tuning did to reconstruction."""
         super().on_fit_end()
-        if self.save_to is not None and self.trainer.is_global_zero:
-            with rounded(self._tokenizer[0], self._tokenizer_dtype()), rounded(self.model, self.save_dtype):
-                TextToImagePipeline(self._tokenizer[0], self.model).save_pretrained(Path(self.save_to))
+        if self.save_to is None or not self.trainer.is_global_zero:
+            return
+        tokenizer = self.coder.tokenizer.eval()
+        if self.coder.tuned is not None:
+            self._follow_tokenizer()
+            self.model.config.tokenizer_fingerprint = tokenizer.fingerprint()
+        with rounded(tokenizer, self._tokenizer_dtype()), rounded(self.model, self.save_dtype):
+            TextToImagePipeline(tokenizer, self.model).save_pretrained(Path(self.save_to))
+        if self.coder.tuned is not None:
+            told = {"psnr_before": self._before, "psnr_after": self._reconstruction()}
+            with atomic_file(Path(self.save_to) / "tuning.json") as file:
+                file.write_text(json.dumps(told, indent=2))
+
+    def _follow_tokenizer(self) -> None:
+        if self.coder.tuned is not None and isinstance(self.model.embedding, CodebookEmbedding):
+            self.model.embedding.set_vectors(self.coder.tuned.code_vectors())
+
+    def _reconstruction(self) -> float | None:
+        """Mean PSNR over the validation pictures of a tokenizer that is tuned; None for others, or without pictures."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.coder.tuned is None or data is None or data.validation_set() is None:
+            return None
+        pictures = data.validation_set()
+        parts = torch.arange(len(pictures)).split(64)
+        found = [
+            self.coder.psnr(torch.stack([pictures[int(i)]["images"] for i in part]).to(self.device)) for part in parts
+        ]
+        return float(torch.cat(found).mean())
+
+    def _read(self, item: Item, ids: Tensor, read_as: Tensor | None) -> Example:
+        asked = self._asked(item)
+        return self.model.layout.image_to_text(ids, item["caption"], asked, learn_codes=True, read_as=read_as)
+
+    def _written(self, item: Item, ids: Tensor, read_as: Tensor | None) -> Example:
+        dropped = bool(self.caption_dropout) and float(torch.rand(())) < self.caption_dropout
+        if self.model.config.classes:
+            number = self._class(item)
+            return self.model.layout.class_to_image(None if dropped else number, ids)
+        return self.model.layout.text_to_image(None if dropped else item["caption"], ids, read_as)
+
+    def _class(self, item: Item) -> int:
+        text, classes = item["caption"], self.model.config.classes
+        if text is None or not text.isdecimal() or int(text) >= classes:
+            raise ValueError(f"captions must be classes in [0, {classes}) here, got {text!r}; number them from 0")
+        return int(text)
 
     def _tokenizer_dtype(self) -> SaveDtype:
         """The precision that the tokenizer can be written in without becoming another one."""
-        with rounded(self._tokenizer[0], self.save_dtype):
-            same = self._tokenizer[0].fingerprint() == self.model.config.tokenizer_fingerprint
+        with rounded(self.coder.tokenizer, self.save_dtype):
+            same = self.coder.tokenizer.fingerprint() == self.model.config.tokenizer_fingerprint
         return self.save_dtype if same else "float32"
 
     def _asked(self, item: Item) -> list[tuple[str, str]]:
@@ -190,12 +315,43 @@ class LanguageModelTraining(TrainingModule):
 
     def _answers(self, asked: list[tuple[Tensor, str, str]]) -> Tensor:
         layout = self.model.layout
-        prompts = [torch.cat([layout.image(ids), layout.question(question)]) for ids, question, _ in asked]
-        given = write_text(self.model, prompts, limit=8)
+        prompts = [Rows(torch.cat([layout.image(ids), layout.question(question)])) for ids, question, _ in asked]
+        given = write_text(self.model, prompts, ANSWER)
         return torch.tensor([a == answer for a, (_, _, answer) in zip(given, asked, strict=True)])
 
     def _collate(self, *groups: list[Example]) -> list[Batch]:
-        return [self.model.layout.collate(examples).to(self.device) for examples in groups if examples]
+        layout = self.model.layout
+        if self.pack is not None:
+            return [layout.pack([example for examples in groups for example in examples], self.pack).to(self.device)]
+        return [layout.collate(examples).to(self.device) for examples in groups if examples]
+
+
+def _language_model(
+    backbone: dict[str, Any] | None,
+    pretrained: Pretrained | None,
+    vocabulary: Vocabulary,
+    tokenizer: VisualTokenizer,
+    head: dict[str, Any] | None,
+    parts: dict[str, Any],
+) -> SharedLM:
+    spec, fingerprint, vectors = tokenizer.spec, tokenizer.fingerprint(), tokenizer.code_vectors()
+    if (backbone is None) == (pretrained is None):
+        came = "neither" if backbone is None else "both"
+        raise ValueError(
+            f"a language model is trained from backbone or from pretrained, got {came}; give one of the two"
+        )
+    if pretrained is not None:
+        return pretrained.model(vocabulary, spec, fingerprint, head, vectors, parts)
+    model = SharedLM.build(backbone or {}, vocabulary, spec, fingerprint, head, **parts)
+    model.start_from_codebooks(vectors)
+    return model
+
+
+def _with_dims(embedding: dict[str, Any], tokenizer: VisualTokenizer) -> dict[str, Any]:
+    """The way for codes to enter, with the widths of the tokenizer's vectors where it needs them."""
+    if embedding.get("kind") != "codebook":
+        return embedding
+    return {"dims": {name: int(table.shape[1]) for name, table in tokenizer.code_vectors().items()}, **embedding}
 
 
 def _checked(weights: Mapping[str, float], known: list[str]) -> dict[str, float]:

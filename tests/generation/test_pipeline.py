@@ -37,7 +37,7 @@ def pipeline() -> TextToImagePipeline:
     vocabulary = Vocabulary.train(["a red circle", "a blue square", "how many ? two"])
     lm = SharedLM.build(LLAMA, vocabulary, codes.spec, codes.fingerprint())
     with torch.no_grad():
-        lm.output_matrix.mul_(30)
+        lm.outputs.pieces[0].mul_(30)
     return TextToImagePipeline(codes, lm)
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smalti.generation.sampler import Sampling, draw, model_sampling, sample_codes, write_text
-from smalti.lm.layout import TEXT
+from smalti.generation.sampler import Sampling, draw, model_sampling, sample_codes
 from smalti.lm.model import SharedLM
+from smalti.lm.sequences import Batch, Rows
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 
@@ -107,6 +107,11 @@ def test_sampling_out_of_range_is_an_error(wrong):
         Sampling(**wrong)
 
 
+def outputs(lm) -> torch.Tensor:
+    (matrix,) = lm.outputs.pieces
+    return matrix
+
+
 def recorded(monkeypatch, lm) -> list[torch.Tensor]:
     """The logits that are computed from here on."""
     kept, logits = [], lm.logits
@@ -123,10 +128,10 @@ def test_cached_logits_equal_a_pass_over_the_whole_sequence(monkeypatch, kind, h
     assert [found.shape for found in kept] == [(6, 5), (6, 7), (6, 7)] * 4
     width, logged = lm.layout.per_step, list(kept)
     for row, caption in enumerate([*CAPTIONS, None, None, None]):
-        prompt = lm.layout.prompt(caption)
+        prompt = lm.layout.prompt(caption).rows
         rows = torch.cat([prompt, lm.layout.codes(codes.ids[row % 3])])[None]  # alone, without padding or cache
         with torch.no_grad():
-            hidden = lm.states(rows[..., :-1], rows[..., -1])
+            hidden = lm.hidden(Batch.of(Rows(rows[0])))
             for index, found in enumerate(logged):
                 slot, column = divmod(index, width)
                 place = len(prompt) - 1 + slot
@@ -137,14 +142,14 @@ def test_cached_logits_equal_a_pass_over_the_whole_sequence(monkeypatch, kind, h
 def test_one_position_per_step_is_plain_next_token_prediction():
     lm = model()
     found = sample_codes(lm, ["a red circle"], generators(1), Sampling(guidance=1.0, temperature=0.0)).ids[0]
-    rows = lm.layout.prompt("a red circle")
+    rows = lm.layout.prompt("a red circle").rows
     for slot in range(12):
         with torch.no_grad():
-            hidden = lm.states(rows[None, :, :-1], rows[None, :, -1])[0, -1]
+            hidden = lm.hidden(Batch.of(Rows(rows)))[0, -1]
         (block,) = lm.head.at(slot)
-        best = int((lm.output_matrix @ hidden)[block.start : block.stop].argmax())
+        best = int((outputs(lm) @ hidden)[block.ids.start : block.ids.stop].argmax())
         assert int(found.flatten()[slot]) == best
-        rows = torch.cat([rows, torch.tensor([[block.start + best, slot]])])
+        rows = torch.cat([rows, torch.tensor([[block.ids.start + best, slot]])])
 
 
 def test_guidance_moves_away_from_the_unconditional(monkeypatch):
@@ -190,11 +195,11 @@ def test_of_several_candidates_the_one_is_kept_that_the_prompt_is_read_from_most
         drawn = torch.cat([sample_codes(lm, [caption], [stream], sampling).ids for _ in range(5)])
         read = []
         for ids in drawn:
-            rows = torch.cat([lm.layout.image(ids), lm.layout.caption_opener(), lm.layout.prompt(caption)[1:-1]])
+            rows = torch.cat([lm.layout.image(ids), lm.layout.caption_opener(), lm.layout.prompt(caption).rows[1:-1]])
             said = [*rows[-len(lm.vocabulary.encode(caption)) :, 0].tolist(), lm.vocabulary.special("<eos>")]
             with torch.no_grad():
-                hidden = lm.states(rows[None, :, :-1], rows[None, :, -1])[0, -len(said) :]
-                logits = hidden @ lm.output_matrix[: lm.head.text.stop].T
+                hidden = lm.hidden(Batch.of(Rows(rows)))[0, -len(said) :]
+                logits = hidden @ outputs(lm)[: len(lm.head.text)].T
             read.append(float(logits.log_softmax(-1)[range(len(said)), said].sum()))
         assert torch.equal(kept[row], drawn[read.index(max(read))])
         assert max(read) - min(read) > 0.1
@@ -213,6 +218,43 @@ def test_codebooks_may_have_temperatures_of_their_own(monkeypatch, head):
         sample_codes(lm, CAPTIONS, generators(3), Sampling(temperatures={"pixels": 1.0}))
     with pytest.raises(ValueError, match=r"needs temperature >= 0.*got -1.0, 0"):
         Sampling(temperatures={"pixel": -1.0})
+
+
+@pytest.mark.parametrize("head", ["flat", "depth"])
+def test_dynamic_codes_end_when_the_model_says_so(head):
+    spec = CodeSpec(CodeLayout("sequence", (6,)), SPEC.codebooks, dynamic=True)
+    lm = model(head=head, spec=spec)
+    found = sample_codes(lm, CAPTIONS * 4, generators(12), Sampling(guidance=1.5, temperature=3.0))
+    lengths = found.mask.sum(1)
+    assert len(lengths.unique()) > 1
+    assert int(lengths.min()) >= 1
+    for row, caption in enumerate(CAPTIONS * 4):
+        alone = sample_codes(lm, [caption], generators(12)[row : row + 1], Sampling(guidance=1.5, temperature=3.0))
+        assert torch.equal(alone.ids, found.ids[row : row + 1])
+
+
+def test_guidance_may_end_early(monkeypatch):
+    lm = model()
+    kept = recorded(monkeypatch, lm)
+    some = sample_codes(lm, CAPTIONS, generators(3), Sampling(guidance=2.5, temperature=0.0, guided_steps=5)).ids
+    assert [len(found) for found in kept] == [6] * 5 + [3] * 7
+    every = sample_codes(lm, CAPTIONS, generators(3), Sampling(guidance=2.5, temperature=0.0)).ids
+    assert torch.equal(some.flatten(1)[:, :5], every.flatten(1)[:, :5])
+    assert torch.equal(some.flatten(1)[:, 5], kept[5].argmax(-1))
+    assert torch.equal(
+        sample_codes(lm, CAPTIONS, generators(3), Sampling(guidance=2.5, guided_steps=0)).ids,
+        sample_codes(lm, CAPTIONS, generators(3), Sampling(guidance=1.0)).ids,
+    )
+    with pytest.raises(ValueError, match="sampling needs guided_steps >= 0, got -1; None guides all of them"):
+        Sampling(guided_steps=-1)
+
+
+def test_candidates_are_ranked_by_captions_alone():
+    spec = CodeSpec(CodeLayout("grid", (2, 2)), (Codebook("pixel", 7),))
+    lm = SharedLM.build(BACKBONES["llama"], Vocabulary(None), spec, "f00d", classes=3).eval()
+    assert sample_codes(lm, [0, 2], generators(2), Sampling()).ids.shape == (2, 4, 1)
+    with pytest.raises(ValueError, match="ranks candidates by their captions, got int; draw one each"):
+        sample_codes(lm, [0], generators(1), Sampling(candidates=2))
 
 
 def test_candidates_are_at_least_one():
@@ -241,7 +283,6 @@ def test_nothing_is_stored_on_the_model():
     before = [(name, set(vars(module))) for name, module in lm.named_modules()]
     buffers = {name for name, _ in lm.named_buffers()}
     first = sample_codes(lm, CAPTIONS, generators(3))
-    write_text(lm, [lm.layout.prompt("a")], 2)
     assert [(name, set(vars(module))) for name, module in lm.named_modules()] == before
     assert {name for name, _ in lm.named_buffers()} == buffers
     assert all(torch.equal(weights[name], value) for name, value in lm.state_dict().items())
@@ -283,28 +324,3 @@ def test_orders_of_several_positions_per_step_are_refused():
 
     with pytest.raises(ValueError, match="one position per step, got an order with steps of 2 positions; use raster"):
         sample_codes(model(), ["a"], generators(1), order=Pairs())
-
-
-def test_write_text_stops_at_the_end(monkeypatch):
-    lm, asked = model(), []
-    end, (red, circle) = lm.vocabulary.special("<eos>"), lm.vocabulary.encode("red circle")
-    script = [[red, end], [circle, circle], [end, red], [red, red]]
-
-    def scripted(state, written, slot):
-        asked.append(slot)
-        return torch.nn.functional.one_hot(torch.tensor(script[len(asked) - 1]), end + 1).float()
-
-    monkeypatch.setattr(lm, "logits", scripted)
-    assert write_text(lm, [lm.layout.prompt("a")] * 2) == ["red circle", ""]
-    assert asked == [TEXT] * 3  # both have ended
-    asked.clear()
-    assert write_text(lm, [lm.layout.prompt("a")] * 2, limit=2) == ["red circle", ""]
-    assert asked == [TEXT] * 2
-
-
-def test_text_is_the_same_alone_and_in_a_batch():
-    lm = model()
-    ids = torch.zeros(4, 3, dtype=torch.int64)
-    prompts = [lm.layout.prompt("a red circle"), torch.cat([lm.layout.image(ids), lm.layout.question("how many ?")])]
-    together = write_text(lm, prompts, 6)
-    assert together == [write_text(lm, [prompt], 6)[0] for prompt in prompts]

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from smalti.lm.heads import BlockLoss, CodeHead, DepthHead, FlatHead, block_logits, code_head, merged
-from smalti.lm.layout import TEXT, SequenceLayout
+from smalti.lm.heads import BlockLoss, CodeHead, DepthHead, FlatHead, code_head, default_head, merged
+from smalti.lm.layout import SequenceLayout
+from smalti.lm.sequences import TEXT
+from smalti.lm.tables import Table
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 
@@ -17,7 +19,8 @@ VOCABULARY = Vocabulary.train(["a red circle", "how many ? two"]).with_codebooks
 IDS = torch.tensor([[4, 6, 0], [0, 1, 6]])
 NAMES = ["semantic", "pixel", "pixel"]  #: of the columns
 TABLE, WEIGHT = torch.randn(2, VOCABULARY.size, 8, generator=torch.Generator().manual_seed(0))
-KINDS = ["flat", "depth"]
+KINDS = ["flat", "parallel", "depth", "apart"]
+INPUTS, OUTPUTS = Table(TABLE), Table(WEIGHT)
 
 
 def head(kind) -> CodeHead:
@@ -34,17 +37,17 @@ def batch(per_step):
 def test_blocks_of_slots():
     end = VOCABULARY.text_size + 8
     semantic, pixel = range(end, end + 5), range(end + 5, end + 12)
-    flat, depth = head("flat"), head("depth")
-    assert flat.at(TEXT) == depth.at(TEXT) == [range(end)]
-    assert [flat.at(slot) for slot in range(6)] == [[semantic], [pixel], [pixel]] * 2
-    assert [depth.at(slot) for slot in range(2)] == [[semantic, pixel, pixel]] * 2
+    found = {kind: [[block.ids for block in head(kind).at(slot)] for slot in range(6)] for kind in KINDS}
+    assert found["flat"] == [[semantic], [pixel], [pixel]] * 2
+    assert found["parallel"][:2] == found["depth"][:2] == found["apart"][:2] == [[semantic, pixel, pixel]] * 2
+    assert all([block.ids for block in head(kind).at(TEXT)] == [range(end)] for kind in KINDS)
 
 
 def test_logits_are_a_part_of_all_logits():
     hidden = torch.randn(2, 3, 8)
-    block = head("flat").at(1)[0]
     every = hidden @ WEIGHT.T
-    torch.testing.assert_close(block_logits(hidden, WEIGHT, block), every[..., block.start : block.stop])
+    ids = head("flat").at(1)[0].ids
+    torch.testing.assert_close(head("flat").column_logits(hidden, OUTPUTS, 1), every[..., ids.start : ids.stop])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,13 +64,15 @@ def test_losses_equal_a_loop_over_tokens(kind):
             state, before = hidden[row, place - 1], torch.empty(1, 0, 8)
             for column in range(1 if slot == TEXT else codes.per_step):
                 name = "text" if slot == TEXT else NAMES[(slot * codes.per_step + column) % 3]
-                allowed = torch.full((VOCABULARY.size,), -torch.inf)
-                allowed[list(range(VOCABULARY.text_size + 8) if name == "text" else VOCABULARY.block(name))] = 0
+                ids = range(VOCABULARY.text_size + 8) if name == "text" else VOCABULARY.block(name)
                 reads = state if slot == TEXT else codes(state[None], before)[0, -1]
+                rows = WEIGHT[ids.start : ids.stop]
+                if slot != TEXT and (own := codes.classifier((slot * codes.per_step + column) % 3)) is not None:
+                    rows = own
                 token = found.tokens[row, place, column]
-                expected[name].append(-(WEIGHT @ reads + allowed).log_softmax(0)[token])
+                expected[name].append(-(rows @ reads).log_softmax(0)[token - ids.start])
                 before = torch.cat([before, TABLE[token][None, None]], 1)
-    losses = codes.losses(hidden, TABLE, WEIGHT, found)
+    losses = codes.losses(hidden, INPUTS, OUTPUTS, found)
     assert list(losses) == list(expected)
     assert {name: int(loss.tokens) for name, loss in losses.items()} == {"text": 5, "semantic": 2, "pixel": 4}
     for name, values in expected.items():
@@ -80,7 +85,7 @@ def test_a_block_without_tokens_costs_nothing(kind):
     layout = SequenceLayout(VOCABULARY, SPEC, codes.per_step)
     only_text = layout.collate([layout.image_to_text(IDS, "a circle")])
     hidden = torch.randn(*only_text.slots.shape, 8, requires_grad=True)
-    losses = codes.losses(hidden, TABLE, WEIGHT, only_text)
+    losses = codes.losses(hidden, INPUTS, OUTPUTS, only_text)
     assert losses["pixel"].mean.item() == 0
     assert int(losses["pixel"].tokens) == 0
     losses["pixel"].mean.backward()
@@ -92,7 +97,7 @@ def test_states_that_predict_nothing_learned_get_no_gradient(kind):
     codes = head(kind)
     found = batch(codes.per_step)
     hidden = torch.randn(*found.slots.shape, 8, requires_grad=True)
-    sum(loss.mean for loss in codes.losses(hidden, TABLE, WEIGHT, found).values()).backward()
+    sum(loss.mean for loss in codes.losses(hidden, INPUTS, OUTPUTS, found).values()).backward()
     predicts = F.pad(found.learned[:, 1:], (0, 1))
     assert torch.equal(hidden.grad.abs().sum(-1) > 0, predicts)
 
@@ -102,13 +107,26 @@ def test_half_precision_states_give_float32_losses(kind):
     codes = head(kind)
     found = batch(codes.per_step)
     hidden = torch.randn(*found.slots.shape, 8)
-    exact = codes.losses(hidden, TABLE, WEIGHT, found)["pixel"].mean
-    half = codes.bfloat16().losses(hidden.bfloat16(), TABLE.bfloat16(), WEIGHT.bfloat16(), found)["pixel"].mean
+    exact = codes.losses(hidden, INPUTS, OUTPUTS, found)["pixel"].mean
+    half = (
+        codes.bfloat16()
+        .losses(hidden.bfloat16(), Table(TABLE.bfloat16()), Table(WEIGHT.bfloat16()), found)["pixel"]
+        .mean
+    )
     assert half.dtype == torch.float32
     assert float(half) == pytest.approx(float(exact), rel=0.05)
 
 
 def test_a_column_depends_on_the_state_and_the_columns_before_only():
+    codes = code_head({"kind": "depth", "inputs": "sum"}, VOCABULARY, SPEC, 8)
+    assert isinstance(codes, DepthHead)
+    hidden, before = torch.randn(2, 8), torch.randn(2, 2, 8)
+    zeros = torch.zeros_like(before)
+    zeros[:, 1] = before.sum(1)
+    zeros[:, 0] = -zeros[:, 1]  # the last column reads a sum of zero
+    torch.testing.assert_close(codes(hidden, zeros)[:, 0], codes(hidden, before)[:, 0])
+    nothing = codes.enter_code(zeros.cumsum(1))[:, 1]
+    torch.testing.assert_close(nothing, torch.zeros_like(nothing), atol=1e-5, rtol=0)
     codes = head("depth")
     hidden, before = torch.randn(2, 8), torch.randn(2, 2, 8)
     whole = codes(hidden, before)
@@ -126,8 +144,8 @@ def test_losses_of_parts_are_those_of_the_whole():
     found = batch(1)
     hidden = torch.randn(*found.slots.shape, 8)
     rows = [type(found)(found.tokens[i : i + 1], found.slots[i : i + 1], found.learned[i : i + 1]) for i in range(2)]
-    parts = [codes.losses(hidden[i : i + 1], TABLE, WEIGHT, rows[i]) for i in range(2)]
-    for name, whole in codes.losses(hidden, TABLE, WEIGHT, found).items():
+    parts = [codes.losses(hidden[i : i + 1], INPUTS, OUTPUTS, rows[i]) for i in range(2)]
+    for name, whole in codes.losses(hidden, INPUTS, OUTPUTS, found).items():
         torch.testing.assert_close(merged(parts)[name].mean, whole.mean)
         assert int(merged(parts)[name].tokens) == int(whole.tokens)
     nothing = {"text": BlockLoss(torch.tensor(0.0), torch.tensor(0))}
@@ -144,12 +162,73 @@ def test_heads_by_name():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "dept"}, "the code head must be one of flat, depth, got 'dept'"),
+        ({"kind": "dept"}, "the code head must be one of flat, parallel, depth, apart, got 'dept'; choose one"),
         ({"layers": 2}, "a flat head takes no options, got layers; correct or remove them"),
-        ({"kind": "depth", "layer": 2}, "a depth head takes width, layers and heads, got layer; correct or remove"),
+        ({"kind": "depth", "layer": 2}, "depth head takes width, layers, heads, classifiers, inputs, got layer; corr"),
         ({"kind": "depth", "heads": 3}, "width must be a multiple of its heads, got 8 and 3"),
     ],
 )
 def test_unknown_heads_are_an_error(fields, message):
     with pytest.raises(ValueError, match=message):
         code_head(fields, VOCABULARY, SPEC, 8)
+
+
+def test_the_head_follows_from_the_codes():
+    assert default_head(SPEC) == {"kind": "depth"}
+    assert default_head(CodeSpec(SPEC.layout, BOOKS[:1])) == {"kind": "flat"}
+
+
+def test_parallel_columns_know_nothing_of_each_other():
+    codes = head("parallel")
+    hidden, before = torch.randn(2, 8), torch.randn(2, 2, 8)
+    assert torch.equal(codes(hidden, before), codes(hidden, before + 1))
+    logits = [codes.column_logits(codes(hidden, before)[:, column], OUTPUTS, column) for column in (1, 2)]
+    assert logits[0].shape == logits[1].shape == (2, 7)
+    assert not torch.allclose(*logits)  # one codebook, a classifier for each depth
+
+
+def test_codebooks_apart_know_nothing_of_each_other():
+    codes = head("apart")
+    hidden, before = torch.randn(2, 8), torch.randn(2, 2, 8)
+    whole = codes(hidden, before)
+    assert whole.shape == (2, 3, 8)
+    for length in range(3):
+        torch.testing.assert_close(codes(hidden, before[:, :length]), whole[:, : length + 1])
+    other = before.clone()
+    other[:, 0] += 1  # the semantic code
+    assert torch.equal(codes(hidden, other), whole)
+    other[:, 1] += 1  # the first pixel code
+    assert torch.equal(codes(hidden, other)[:, :2], whole[:, :2])
+    assert not torch.allclose(codes(hidden, other)[:, 2], whole[:, 2])
+
+
+@pytest.mark.parametrize("kind", ["flat", "depth"])
+def test_dynamic_codes_compete_with_the_end_of_the_image(kind):
+    spec = CodeSpec(CodeLayout("sequence", (4,)), BOOKS, dynamic=True)
+    codes = code_head({"kind": kind}, VOCABULARY, spec, 8)
+    layout = SequenceLayout(VOCABULARY, spec, codes.per_step)
+    found = layout.collate([layout.text_to_image("a circle", torch.cat([IDS, torch.full((2, 3), -1)]))])
+    hidden = torch.randn(*found.slots.shape, 8)
+    losses = codes.losses(hidden, INPUTS, OUTPUTS, found)
+    assert {name: int(loss.tokens) for name, loss in losses.items()} == {"text": 0, "semantic": 3, "pixel": 4}
+    end, block = VOCABULARY.special("</image>"), VOCABULARY.block("semantic")
+    expected, first = [], codes.per_step  # first columns stand every so many steps
+    places = [4, 4 + 3 // first, 4 + 6 // first]
+    for place in places:
+        state = codes(hidden[0, place - 1 : place], torch.empty(1, 0, 8))[0, 0]
+        rows = torch.cat([WEIGHT[block.start : block.stop], WEIGHT[end][None]])
+        token = int(found.tokens[0, place, 0])
+        expected.append(-(rows @ state).log_softmax(0)[5 if token == end else token - block.start])
+    torch.testing.assert_close(losses["semantic"].mean, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+    (first_block,) = codes.at(0)[:1]
+    assert first_block.tokens(torch.tensor([0, 4, 5])).tolist() == [block.start, block.start + 4, end]
+    assert first_block.choices(torch.tensor([block.start, end])).tolist() == [0, 5]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"kind": "parallel"}, {"kind": "apart"}, {"kind": "depth", "classifiers": "column"}]
+)
+def test_heads_that_cannot_end_an_image(fields):
+    spec = CodeSpec(CodeLayout("sequence", (4,)), BOOKS, dynamic=True)
+    with pytest.raises(ValueError, match=r"cannot end an image, which codes of dynamic length need; use a flat or dep"):
+        code_head(fields, VOCABULARY, spec, 8)

@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smalti.lm.layout import NONE, TEXT, Example, SequenceLayout
+from smalti.lm.layout import SequenceLayout
+from smalti.lm.sequences import (
+    CLASS,
+    NONE,
+    TEXT,
+    VECTOR,
+    Caption,
+    Example,
+    Label,
+    Picture,
+    Question,
+    Vectors,
+    Words,
+)
 from smalti.lm.vocabulary import SPECIALS, Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 
@@ -19,6 +32,8 @@ UNROLLED = ["semantic:4@0", "pixel:6@1", "pixel:0@2", "semantic:0@3", "pixel:1@4
 
 def spell(token: int, slot: int) -> str:
     """A token by name, found without the code under test."""
+    if slot == VECTOR:
+        return "vector"
     if token < VOCABULARY.text_size:
         name = VOCABULARY.decode([token])
     elif token < VOCABULARY.text_size + 8:
@@ -77,10 +92,164 @@ def test_image_without_text_learns_its_codes_where_asked():
     assert not LAYOUT.image_to_text(IDS, None).learned.any()
 
 
+def test_a_document_learns_text_pictures_and_where_they_begin():
+    other = IDS.flip(0)
+    found = LAYOUT.document([IDS, "a circle", other, "two"])
+    again = ["semantic:0@0", "pixel:1@1", "pixel:6@2", "semantic:4@3", "pixel:6@4", "pixel:0@5"]
+    assert spelled(found) == [
+        *marked(False, "<bos>", "<image>"),
+        *marked(True, *UNROLLED),
+        *marked(False, "</image>"),
+        *marked(True, "a", "circle", "<image>", *again),
+        *marked(False, "</image>"),
+        *marked(True, "two", "<eos>"),
+    ]
+
+
+def test_several_pictures_before_a_question():
+    parts = [Picture(IDS, learned=False), Picture(IDS, learned=False), Question("how many ?", "two")]
+    codes = ["<image>", *UNROLLED, "</image>"]
+    assert spelled(LAYOUT.build(parts)) == [
+        *marked(False, "<bos>", *codes, *codes, "<question>", "how", "many", "?", "<answer>"),
+        *marked(True, "two", "<eos>"),
+    ]
+
+
+def test_a_class_stands_before_codes_without_brackets():
+    books = (Codebook("pixel", 7, 2),)
+    spec, codes = CodeSpec(SPEC.layout, books), torch.tensor([[6, 0], [1, 6]])
+    layout = SequenceLayout(Vocabulary(None, books), spec, 1, classes=3)
+    for number, token in ((2, 2), (None, 3)):  # the class after the last stands for none
+        found = layout.class_to_image(number, codes)
+        assert found.tokens[:, 0].tolist() == [token, 6, 0, 1, 6]
+        assert found.slots.tolist() == [CLASS, 0, 1, 2, 3]
+        assert found.learned.tolist() == [False, True, True, True, True]
+    assert layout.parse(layout.class_to_image(1, codes)) == [Label(1), Picture(codes)]
+    assert layout.prompt(2).rows.tolist() == [[2, CLASS]]
+    assert layout.prompt(None).rows.tolist() == [[3, CLASS]]
+
+
+@pytest.mark.parametrize("number", [-1, 4])
+def test_classes_out_of_range_are_an_error(number):
+    books = (Codebook("pixel", 7),)
+    layout = SequenceLayout(Vocabulary(None, books), CodeSpec(SPEC.layout, books), 1, classes=3)
+    with pytest.raises(ValueError, match=rf"classes must lie in \[0, 3\) or be 3 for none, got {number}; a model"):
+        layout.prompt(number)
+
+
+def test_a_model_with_text_takes_no_class():
+    with pytest.raises(ValueError, match="takes captions, got class 3; describe the image in words"):
+        LAYOUT.prompt(3)
+
+
+def test_vectors_are_read_before_codes():
+    values = torch.randn(2, 5)
+    found = LAYOUT.build([Vectors(values), Question("what color ?", "red")])
+    assert spelled(found) == [
+        *marked(False, "<bos>", "vector", "vector", "<question>", "what", "color", "?", "<answer>"),
+        *marked(True, "red", "<eos>"),
+    ]
+    assert torch.equal(found.vectors, values)
+    batch = LAYOUT.collate([found, LAYOUT.text_to_image("a", IDS), LAYOUT.build([Vectors(values + 1), Words("a")])])
+    assert torch.equal(batch.vectors, torch.cat([values, values + 1]))
+    assert int((batch.slots == VECTOR).sum()) == 4
+    prompt = LAYOUT.prompt(values)
+    assert prompt.rows[:, -1].tolist() == [TEXT, VECTOR, VECTOR, TEXT]
+    assert torch.equal(prompt.vectors, values)
+
+
+DYNAMIC = CodeSpec(CodeLayout("sequence", (4,)), BOOKS, dynamic=True)
+
+
+@pytest.mark.parametrize("per_step", [1, 3])
+def test_dynamic_codes_end_where_they_end(per_step):
+    layout = SequenceLayout(VOCABULARY, DYNAMIC, per_step)
+    padded = torch.cat([IDS, torch.full((2, 3), -1)])
+    found = layout.text_to_image("a", padded)
+    assert len(found) == 3 + 6 // per_step + 1
+    assert found.learned.tolist() == [False] * 3 + [True] * (6 // per_step + 1)  # and </image> too
+    assert found.tokens[-1, 0] == VOCABULARY.special("</image>")
+    assert layout.parse(found) == [Words("a", learned=False), Picture(padded)]
+    assert not layout.image_to_text(padded, None).learned.any()
+    assert len(layout.image(padded)) == 2 + 6 // per_step + 1
+
+
+PARTS = [
+    [],
+    [Words("a red circle")],
+    [Words("a red circle", learned=False), Picture(IDS)],
+    [Picture(IDS, learned=False), Question("how many ?", "two"), Question("what color ?", "red"), Caption("a circle")],
+    [
+        Picture(IDS, opens=True),
+        Words("two"),
+        Picture(IDS.flip(0), opens=True),
+        Picture(IDS),
+        Words("red", learned=False),
+    ],
+    [Vectors(torch.arange(6.0).view(2, 3)), Words("a"), Vectors(torch.ones(1, 3)), Caption("red")],
+]
+
+
+@pytest.mark.parametrize("per_step", [1, 3])
+@pytest.mark.parametrize("parts", PARTS)
+def test_what_is_built_is_parsed(parts, per_step):
+    layout = SequenceLayout(VOCABULARY, SPEC, per_step)
+    assert layout.parse(layout.build(parts)) == parts
+
+
+def test_pictures_keep_the_vectors_they_are_read_as():
+    layout = SequenceLayout(VOCABULARY, SPEC, 3)
+    parts = [Picture(IDS, read_as=torch.arange(4.0).view(2, 2)), Caption("a"), Picture(IDS, read_as=torch.ones(2, 2))]
+    assert layout.parse(layout.build(parts)) == parts
+
+
+def test_parts_differ_where_their_tensors_do():
+    assert Picture(IDS) != Picture(IDS.flip(0))
+    assert Picture(IDS) != Picture(IDS, read_as=torch.ones(2, 2))
+    assert Picture(IDS) != Picture(IDS, learned=False)
+    assert Vectors(torch.ones(1)) != Vectors(torch.zeros(1))
+    assert Picture(IDS) != Words("a")
+
+
+def test_words_after_words_are_an_error():
+    with pytest.raises(ValueError, match="words must not follow words, got two in a row; join them"):
+        LAYOUT.build([Words("a"), Words("circle")])
+
+
+@pytest.mark.parametrize("name", ["<pad>", "</image>", "<eos>"])
+def test_sequences_that_nobody_built_are_an_error(name):
+    token = VOCABULARY.special(name)
+    rows = torch.tensor([[VOCABULARY.special("<bos>")], [token]])
+    with pytest.raises(ValueError, match=rf"one that build makes, got {name} at step 1; build it anew"):
+        LAYOUT.parse(Example(rows, torch.tensor([TEXT, TEXT]), torch.tensor([False, False])))
+    with pytest.raises(ValueError, match=r"got no <bos> at step 0; build it anew"):
+        LAYOUT.parse(Example(rows[1:], torch.tensor([TEXT]), torch.tensor([False])))
+
+
+def test_packing_fills_rows_with_the_longest_first():
+    examples = [LAYOUT.build([Words(" ".join(["a"] * count))]) for count in (1, 5, 2, 3)]  # 3, 7, 4 and 5 steps
+    packed = LAYOUT.pack(examples, 10)
+    assert packed.tokens.shape == (2, 10, 1)
+    assert packed.documents.tolist() == [[0] * 7 + [1] * 3, [0] * 5 + [1] * 4 + [2]]  # the last is padding
+    assert torch.equal(packed.tokens[0, :7], examples[1].tokens)
+    assert torch.equal(packed.tokens[1, 5:9], examples[2].tokens)
+    assert packed.tokens[1, 9, 0] == VOCABULARY.special("<pad>")
+    assert not packed.learned[1, 9]
+    with pytest.raises(ValueError, match="a packed row holds 6 steps, got an example of 7; raise the length"):
+        LAYOUT.pack(examples, 6)
+
+
+def test_packed_vectors_keep_their_order():
+    examples = [LAYOUT.build([Vectors(torch.full((count, 2), float(count))), Words("a")]) for count in (1, 3, 2)]
+    packed = LAYOUT.pack(examples, 11)
+    order = [int(value) for value in packed.vectors[:, 0]]
+    assert order == [3, 3, 3, 2, 2, 1]
+
+
 def test_generation_starts_from_the_rows_of_training():
     written = LAYOUT.text_to_image("a circle", IDS)
     read = LAYOUT.image_to_text(IDS, None, [("how many ?", "two")])
-    prompt, image = LAYOUT.prompt("a circle"), torch.cat([LAYOUT.image(IDS), LAYOUT.question("how many ?")])
+    prompt, image = LAYOUT.prompt("a circle").rows, torch.cat([LAYOUT.image(IDS), LAYOUT.question("how many ?")])
     for rows, example in ((prompt, written), (image, read)):
         assert torch.equal(rows, torch.cat([example.tokens, example.slots[:, None]], 1)[: len(rows)])
     assert bool(written.learned[len(prompt)])  # the next token is the first that is learned

@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from smalti.lm.layout import TEXT, Batch
+from smalti.lm.layout import SequenceLayout
 from smalti.lm.model import SharedLM, SharedLMConfig
+from smalti.lm.sequences import TEXT, Batch, Label, Picture, Vectors
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
+from smalti.tokenizers.lookup import looked_up
 from smalti.tokenizers.quantizers import VectorQuantizer
 from smalti.tokenizers.vq import VQTokenizer
 
@@ -28,10 +30,11 @@ BACKBONES = {
 }
 
 
-def model(backbone=LLAMA, fingerprint="f00d", head=None) -> SharedLM:
-    built = SharedLM.build(backbone, Vocabulary.train(TEXTS), SPEC, fingerprint, head).eval()
+def model(backbone=LLAMA, fingerprint="f00d", head=None, **parts) -> SharedLM:
+    kind = head or {"kind": "flat"}
+    built = SharedLM.build(backbone, Vocabulary.train(TEXTS), SPEC, fingerprint, kind, **parts).eval()
     with torch.no_grad():  # far from uniform predictions
-        built.output_matrix.mul_(20)
+        built.outputs.pieces[-1].mul_(20)
     return built
 
 
@@ -105,6 +108,109 @@ def test_gradients_reach_every_parameter(kind, head):
     lm(batch(lm)).loss.backward()
     silent = [name for name, p in lm.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("head", "parts"),
+    [
+        ("parallel", {}),
+        ("apart", {"embedding": {"kind": "concat"}}),
+        ("depth", {"embedding": {"kind": "codebook", "dims": {"semantic": 3, "pixel": 4}}, "rotary": "axial"}),
+        ("depth", {"embedding": {"places": False}, "new_rows": True}),
+    ],
+)
+def test_every_way_in_and_out_is_trained_saved_and_loaded(tmp_path, head, parts):
+    lm = model({**LLAMA, "num_attention_heads": 4}, head={"kind": head}, **parts)
+    found = batch(lm)
+    loss = lm(found).loss
+    loss.backward()
+    silent = {name for name, p in lm.named_parameters() if p.grad is None or not p.grad.isfinite().all()}
+    assert silent == set()
+    lm.save_pretrained(tmp_path / "lm")
+    torch.testing.assert_close(SharedLM.from_pretrained(tmp_path / "lm")(found).loss, loss, rtol=0, atol=0)
+
+
+def test_the_head_follows_from_the_codes():
+    vocabulary = Vocabulary.train(TEXTS)
+    assert SharedLM.build(LLAMA, vocabulary, SPEC, "f00d").config.head == {"kind": "depth"}
+    flat = CodeSpec(SPEC.layout, SPEC.codebooks[:1])
+    assert SharedLM.build(LLAMA, vocabulary, flat, "f00d").config.head == {"kind": "flat"}
+
+
+def test_learned_places_may_be_left_out():
+    lm = model(embedding={"places": False})
+    assert not [name for name, _ in lm.named_parameters() if name.startswith("positions")]
+    found = batch(lm)
+    expected = lm.backbone.get_input_embeddings().weight[found.tokens[..., 0]]
+    assert torch.equal(lm.embed(found), expected)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("rotary", ["sequence", "axial"])
+@pytest.mark.parametrize("head", ["flat", "depth"])
+def test_packed_documents_are_as_if_alone(head, rotary, attention):
+    lm = model({**LLAMA, "num_attention_heads": 4}, head={"kind": head}, rotary=rotary)
+    lm.set_attn_implementation(attention)
+    ids = torch.randint(0, 5, (3, 4, 3))
+    read = lm.layout.image_to_text(ids[0], "a circle", [("how many ?", "two")])
+    examples = [read, lm.layout.text_to_image("a red circle", ids[1]), lm.layout.document(["two", ids[2], "red"])]
+    packed = lm.layout.pack(examples, 64)
+    assert len(packed.tokens) == 1
+    with torch.no_grad():
+        hidden, start = lm.hidden(packed)[0], 0
+        for example in sorted(examples, key=len, reverse=True):
+            alone = lm.hidden(lm.layout.collate([example]))[0]
+            torch.testing.assert_close(hidden[start : start + len(example)], alone, rtol=1e-5, atol=1e-5)
+            start += len(example)
+    together = lm.layout.collate(examples)
+    torch.testing.assert_close(lm(packed).loss, lm(together).loss, rtol=1e-5, atol=1e-5)
+
+
+def test_packing_needs_an_attention_that_takes_masks():
+    lm = model()
+    packed = lm.layout.pack([lm.layout.text_to_image("a", torch.zeros(4, 3).long())], 64)
+    lm.backbone.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="packed rows need attention sdpa or eager, got flash_attention_2; set attn_"):
+        lm(packed)
+
+
+def test_classes_and_vectors_condition_a_model():
+    spec = CodeSpec(CodeLayout("grid", (2, 2)), (Codebook("pixel", 7),))
+    lm = SharedLM.build(LLAMA, Vocabulary(None), spec, "f00d", classes=3, vectors={"dim": 5, "null": 2}).eval()
+    ids, values = torch.randint(0, 7, (4, 1)), torch.randn(2, 5)
+    examples = [lm.layout.class_to_image(2, ids), lm.layout.build([Vectors(values), Picture(ids)])]
+    embedded = lm.embed(lm.layout.collate(examples))
+    assert torch.equal(embedded[0, 0], lm.classes.weight[2])
+    torch.testing.assert_close(embedded[1, :2], lm.vectors(values))
+    assert torch.equal(lm.unconditional(1).rows, lm.layout.prompt(3).rows)
+    assert torch.equal(lm.unconditional(values[:1]).vectors, lm.vectors.null[1:])
+    lm(lm.layout.collate(examples)).loss.backward()
+    assert lm.classes.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [2]
+    with pytest.raises(ValueError, match="stand for none, 3 of them here, got a model with 2; sample with"):
+        lm.unconditional(torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize(("part", "kind"), [(Label(0), "classes"), (Vectors(torch.ones(1, 2)), "vectors")])
+def test_conditions_of_another_model_are_an_error(part, kind):
+    spec = CodeSpec(CodeLayout("grid", (2, 2)), (Codebook("pixel", 7),))
+    other = SequenceLayout(Vocabulary(None, spec.codebooks), spec, classes=3)
+    lm = SharedLM.build(LLAMA, Vocabulary(None), spec, "f00d")
+    with pytest.raises(ValueError, match=f"this model has no {kind} to be conditioned on; build it with {kind}"):
+        lm(other.collate([other.build([part, Picture(torch.zeros(4, 1).long())])]))
+
+
+def test_vectors_for_codes_are_read_in_their_place():
+    lm = model(head={"kind": "depth"}, embedding={"kind": "codebook", "dims": {"semantic": 3, "pixel": 4}})
+    lm.start_from_codebooks({"semantic": torch.randn(5, 3), "pixel": torch.randn(7, 4)})
+    ids = torch.randint(0, 5, (4, 3))
+    looked = looked_up(lm.embedding.vectors(), ids[None], SPEC)[0].requires_grad_()
+    plain = lm.layout.collate([lm.layout.text_to_image("a", ids)])
+    given = lm.layout.collate([lm.layout.text_to_image("a", ids, read_as=looked)])
+    assert torch.equal(lm.embed(plain), lm.embed(given))
+    lm(given).loss.backward()
+    assert bool((looked.grad.abs().sum(1)[:3] > 0).all())  # the last position predicts nothing
+    with pytest.raises(ValueError, match="codes by their ids, got vectors for them; build it with embedding kind"):
+        model(head={"kind": "depth"}).embed(given)
 
 
 def test_bfloat16_autocast_stays_close():

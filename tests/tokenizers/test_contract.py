@@ -16,6 +16,7 @@ from smalti.tokenizers.dual import DualTokenizer
 from smalti.tokenizers.ibq import IndexBackpropagationQuantizer
 from smalti.tokenizers.lavit import LavitTokenizer
 from smalti.tokenizers.learned import GradientQuantizer
+from smalti.tokenizers.lookup import looked_up
 from smalti.tokenizers.losses import PixelLoss
 from smalti.tokenizers.product import ProductQuantizer
 from smalti.tokenizers.qformer import QFormer
@@ -114,10 +115,21 @@ TOKENIZERS = {
     "unitok": unitok,
 }
 
+#: Those of them with codebooks that are added to one another, where `looked_up` has them side by side.
+ADDED = {"dual", "dual-local", "dual-shortcut", "slot", "vq-product"}
+
+#: Those that hand out no latents.
+WITHOUT_LATENTS = {"tokenflow", "tokenflow-clip"}
+
 
 @pytest.fixture(params=TOKENIZERS)
 def tokenizer(request) -> VisualTokenizer:
     return TOKENIZERS[request.param]().eval()
+
+
+@pytest.fixture
+def family(request) -> str:
+    return request.node.callspec.params["tokenizer"]
 
 
 @pytest.fixture
@@ -444,6 +456,58 @@ def test_embed_equals_what_the_decoder_was_trained_on(tokenizer, images):
     vectors = tokenizer.finest(codes) if isinstance(tokenizer, TokenFlowTokenizer) else tokenizer.embed(codes)
     vectors = vectors[codes.mask][None] if tokenizer.spec.dynamic else vectors
     torch.testing.assert_close(vectors, torch.cat([item.latents for item in seen], -1), atol=1e-6, rtol=0)
+
+
+def test_looking_codes_up_in_the_vectors_is_embedding(tokenizer, images, family):
+    codes = tokenizer.encode(images)
+    vectors, found = tokenizer.embed(codes), looked_up(tokenizer.code_vectors(), codes.ids, tokenizer.spec)
+    if family in ADDED:
+        assert found.shape[-1] > vectors.shape[-1]
+    else:
+        assert torch.equal(found, vectors)
+
+
+def test_latents_are_what_embedding_gives(tokenizer, images, family):
+    terms = tokenizer.training_step_terms(images)
+    if family in WITHOUT_LATENTS:
+        assert terms.latents is None
+        with pytest.raises(ValueError, match=r"embedded as they are quantized, got a \w+Tokenizer without; read its"):
+            tokenizer.tuned_embedding(terms)
+    else:
+        assert torch.equal(terms.latents, tokenizer.embed(terms.codes))
+
+
+@pytest.mark.parametrize("tokenizer", sorted(TOKENIZERS.keys() - WITHOUT_LATENTS), indirect=True)
+def test_tuning_reaches_encoder_and_codebooks(tokenizer, images):
+    terms = tokenizer.train().training_step_terms(images)
+    before = [weight.requires_grad for weight in tokenizer.parameters()]
+    tuned = tokenizer.tuned_embedding(terms)
+    assert [weight.requires_grad for weight in tokenizer.parameters()] == before
+    assert torch.equal(tuned, tokenizer.embed(terms.codes))
+    tuned.mul(torch.randn_like(tuned)).sum().backward()
+    assert any(touched(weight) for weight in tokenizer.encoder.parameters())
+    weights = [weight for part in parts(tokenizer) for weight in part.parameters()]
+    assert all(touched(weight) for weight in weights)
+
+
+def test_tuning_counts_every_code_once(images):
+    """IBQ's latents reach its table, with shares that sum to none over the rows; latents of others do not."""
+    quantizers = [IndexBackpropagationQuantizer(2, 8), GradientQuantizer(4, 16)]
+    tokenizer = conv(ProductQuantizer(quantizers)).train()
+    terms = tokenizer.training_step_terms(images)
+    slope = torch.randn(BATCH, 16, 6)
+    (tokenizer.tuned_embedding(terms) * slope).sum().backward()
+    for quantizer, part in zip(quantizers, slope.flatten(0, 1).split([2, 4], dim=-1), strict=True):
+        torch.testing.assert_close(quantizer.table.grad.sum(0), part.sum(0), atol=1e-4, rtol=0)
+
+
+def test_tuning_counts_what_projects_codes_once(images):
+    tokenizer = conv(FiniteScalarQuantizer(6, [5, 4, 3])).train()
+    terms = tokenizer.training_step_terms(images)
+    slope = torch.randn(BATCH, 16, 6)
+    (tokenizer.tuned_embedding(terms) * slope).sum().backward()
+    bias = tokenizer.quantizer.table.project_out.bias
+    torch.testing.assert_close(bias.grad, slope.sum((0, 1)), atol=1e-4, rtol=0)
 
 
 def test_pickles(tokenizer, images):

@@ -201,7 +201,7 @@ def test_both_directions_are_padded_apart(folder, monkeypatch):
 
 def test_codes_that_look_alike_start_alike(folder):
     found = module(folder)
-    vectors = found._tokenizer[0].code_vectors()["pixel"]
+    vectors = found.coder.tokenizer.code_vectors()["pixel"]
     block = found.model.vocabulary.block("pixel")
     rows = found.model.backbone.get_input_embeddings().weight[block.start : block.stop]
     apart = lambda table: torch.cdist(table, table)[*torch.triu_indices(len(table), len(table), 1)]  # noqa: E731

@@ -1,0 +1,200 @@
+"""Where a step stands, as the attention of the backbone sees it: position ids of text, conditions and codes.
+
+``sequence``: one number a step, as every language model has. ``axial``: row and column, as in LlamaGen
+(https://arxiv.org/abs/2406.06525); a text step at place t is at (t, t), an image that opens at t covers (t, t) to
+(t + h - 1, t + w - 1), what follows goes on at t + max(h, w), and conditions (classes, vectors) stand nowhere: their
+queries and keys are zero. ``multimodal``: time, row and column, for backbones built for it (Qwen2-VL,
+https://arxiv.org/abs/2409.12191), by the same rule, where conditions count as text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..tokenizers.codes import CodeSpec
+from .sequences import TEXT
+
+#: Rows and columns of an axial place are packed into one id: ``row * AXIS + column``.
+AXIS = 1 << 20
+#: The axial id of a step that stands nowhere.
+NOWHERE = -1
+
+
+class Places(ABC):
+    """Position ids of steps."""
+
+    @abstractmethod
+    def __call__(self, slots: Tensor, present: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Position ids for a backbone.
+
+        Args:
+            slots: ``[B, T]`` int64, see :mod:`smalti.lm.layout`, from the first step on.
+            present: ``[B, T]`` bool, false where a step is padding.
+            documents: ``[B, T]`` int64, which document of a packed row a step belongs to; each counts from 0.
+
+        Returns:
+            ``[B, T]`` int64, or ``[3, B, T]`` for multimodal places.
+        """
+
+
+class SequencePlaces(Places):
+    """The number of steps before, in the same document."""
+
+    def __call__(self, slots: Tensor, present: Tensor, documents: Tensor | None = None) -> Tensor:
+        """See :class:`Places`."""
+        return _before(present.long(), documents)
+
+
+class GridPlaces(Places):
+    """Rows and columns of codes in a grid.
+
+    Args:
+        spec: the codes.
+        steps: steps that write one position.
+
+    Raises:
+        ValueError: codes that are no grid of rows and columns.
+    """
+
+    def __init__(self, spec: CodeSpec, steps: int) -> None:
+        spec.layout.require("a rotary embedding of rows and columns", "grid")
+        if len(spec.layout.shape) != 2:
+            raise ValueError(f"rows and columns need a grid of (h, w), got {spec.layout.shape}; use sequence places")
+        self.height, self.width = spec.layout.shape
+        self.steps = steps
+
+    def axes(self, slots: Tensor, counted: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Place at which each step or its image opens, and the row and column beyond it: ``[B, T]`` int64 each.
+
+        Args:
+            slots: as in :class:`Places`.
+            counted: ``[B, T]`` bool, text that takes one place each.
+            documents: as in :class:`Places`.
+        """
+        code = slots >= 0
+        following = torch.cat([slots[:, 1:], torch.full_like(slots[:, :1], TEXT)], dim=1)
+        closes = code & (following <= slots)
+        start = _before(counted.long() + closes * max(self.height, self.width), documents)
+        cell = slots.clamp_min(0) // self.steps
+        return start, torch.where(code, cell // self.width, 0), torch.where(code, cell % self.width, 0)
+
+
+class AxialPlaces(GridPlaces):
+    """Row and column in one id, :data:`NOWHERE` for conditions; pairs with :class:`AxialRotary`."""
+
+    def __call__(self, slots: Tensor, present: Tensor, documents: Tensor | None = None) -> Tensor:
+        """See :class:`Places`."""
+        start, rows, columns = self.axes(slots, present & (slots == TEXT), documents)
+        return ((start + rows) * AXIS + start + columns).masked_fill(slots < TEXT, NOWHERE)
+
+
+class MultimodalPlaces(GridPlaces):
+    """Time, row and column, for backbones whose rotary embedding takes three."""
+
+    def __call__(self, slots: Tensor, present: Tensor, documents: Tensor | None = None) -> Tensor:
+        """See :class:`Places`."""
+        start, rows, columns = self.axes(slots, present & (slots < 0), documents)
+        return torch.stack([start, start + rows, start + columns])
+
+
+class AxialRotary(nn.Module):
+    """Rotary embedding of rows and columns, in the place of a Llama-like backbone's own.
+
+    The first half of the channel pairs turns by the row, the second by the column, with frequencies
+    ``base^(-2k / (head_dim / 2))``. Cosine and sine are zero for :data:`NOWHERE`, so that queries and keys vanish.
+
+    Args:
+        head_dim: channels of an attention head, divisible by 4.
+        base: of the frequencies.
+
+    Raises:
+        ValueError: heads whose channels are not divisible by 4.
+    """
+
+    def __init__(self, head_dim: int, base: float = 10000.0) -> None:
+        super().__init__()
+        if head_dim % 4:
+            raise ValueError(
+                f"rows and columns share the channels of a head four by four, got {head_dim} channels; "
+                "change hidden_size or num_attention_heads of the backbone"
+            )
+        self.head_dim, self.base = head_dim, base
+
+    def forward(self, states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine ``[B, T, head_dim]`` in the type of ``states`` for ids ``[B, T]``, computed in float32."""
+        exponents = torch.arange(0, self.head_dim, 4, device=states.device, dtype=torch.float32) / self.head_dim
+        frequencies = self.base ** -(exponents * 1.0)
+        present = (position_ids >= 0)[..., None]
+        ids = position_ids.clamp_min(0)[..., None]
+        turns = torch.cat([ids // AXIS * frequencies, ids % AXIS * frequencies], dim=-1)
+        angles = torch.cat([turns, turns], dim=-1)
+        return (angles.cos() * present).to(states.dtype), (angles.sin() * present).to(states.dtype)
+
+
+def places(kind: str, spec: CodeSpec, steps: int, backbone: PreTrainedModel) -> Places:
+    """The places that a configuration asks for; the backbone gets the rotary embedding that goes with them.
+
+    Args:
+        kind: ``sequence``, ``axial`` or ``multimodal``.
+        spec: the codes.
+        steps: steps that write one position.
+        backbone: a causal language model.
+
+    Raises:
+        ValueError: an unknown kind, or one that the backbone or the codes do not allow.
+    """
+    if kind not in _KINDS:
+        raise ValueError(f"rotary must be one of {', '.join(_KINDS)}, got {kind!r}; choose one of them")
+    return _KINDS[kind](spec, steps, backbone)
+
+
+def _sequence(spec: CodeSpec, steps: int, backbone: PreTrainedModel) -> Places:
+    return SequencePlaces()
+
+
+def _axial(spec: CodeSpec, steps: int, backbone: PreTrainedModel) -> Places:
+    found, config = AxialPlaces(spec, steps), backbone.config
+    trunk = backbone.base_model
+    if type(getattr(trunk, "rotary_emb", None)).__name__ not in _ROTARY:
+        raise ValueError(
+            f"axial places need a backbone with a plain rotary embedding, such as llama or qwen2, got "
+            f"{config.model_type}; use sequence places"
+        )
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = getattr(config, "rope_parameters", None) or {}
+    trunk.rotary_emb = AxialRotary(int(head_dim), float(rope.get("rope_theta") or 10000.0))
+    return found
+
+
+def _multimodal(spec: CodeSpec, steps: int, backbone: PreTrainedModel) -> Places:
+    if not hasattr(getattr(backbone.base_model, "rotary_emb", None), "mrope_section"):
+        raise ValueError(
+            f"multimodal places need a backbone whose rotary embedding takes time, row and column, got "
+            f"{backbone.config.model_type}; use sequence or axial places"
+        )
+    return MultimodalPlaces(spec, steps)
+
+
+_KINDS: dict[str, Callable[[CodeSpec, int, PreTrainedModel], Places]] = {
+    "sequence": _sequence,
+    "axial": _axial,
+    "multimodal": _multimodal,
+}
+
+#: Rotary embeddings that turn all channels of a head by one number each, and take nothing but position ids.
+_ROTARY = ("LlamaRotaryEmbedding", "Qwen2RotaryEmbedding", "Qwen3RotaryEmbedding", "MistralRotaryEmbedding")
+
+
+def _before(counts: Tensor, documents: Tensor | None) -> Tensor:
+    """``[B, T]``: the sum of ``counts`` before each step, from the beginning of its document."""
+    before = counts.cumsum(1) - counts
+    if documents is None:
+        return before
+    opens = torch.ones_like(documents, dtype=torch.bool)
+    opens[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return before - torch.where(opens, before, 0).cummax(1).values

@@ -1,0 +1,48 @@
+"""Rows of the shared vocabulary: one matrix, or that of a pretrained backbone and the new rows beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Table:
+    """A matrix ``[V, C]`` in one piece or in several, one below the other.
+
+    New rows that stand apart can be trained while those of a pretrained model rest, whatever the optimizer does.
+
+    Args:
+        pieces: ``[V_i, C]``.
+    """
+
+    def __init__(self, *pieces: Tensor) -> None:
+        self.pieces: Sequence[Tensor] = pieces
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Rows ``[..., C]`` of ids ``[...]``."""
+        first, *others = self.pieces
+        found = F.embedding(tokens.clamp_max(len(first) - 1) if others else tokens, first)
+        start = len(first)
+        for piece in others:
+            rows = F.embedding((tokens - start).clamp(0, len(piece) - 1), piece)
+            found = torch.where((tokens >= start)[..., None], rows, found)
+            start += len(piece)
+        return found
+
+    def logits(self, states: Tensor, ids: range) -> Tensor:
+        """Products ``[..., len(ids)]`` of states ``[..., C]`` with the rows of ids in a row."""
+        found = [F.linear(states, rows) for rows in self.parts(ids)]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+    def parts(self, ids: range) -> list[Tensor]:
+        """The rows of ids in a row, ``[n, C]`` each, as views."""
+        found, start = list[Tensor](), 0
+        for piece in self.pieces:
+            first, last = max(ids.start - start, 0), min(ids.stop - start, len(piece))
+            if first < last:
+                found.append(piece[first:last])
+            start += len(piece)
+        return found
