@@ -1,4 +1,5 @@
-"""Checkpoints of other projects to tokenizers of ours: opened safely, mapped key by key, saved with their licence."""
+"""Checkpoints of other projects to tokenizers and language models of ours: opened safely, mapped key by key, saved with
+their licence."""
 
 from __future__ import annotations
 
@@ -15,9 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.files import atomic_file
+from ..lm.model import SharedLM
 from ..tokenizers.base import VisualTokenizer
-from . import ait, dualtoken, ibq, lavit, llamagen, seed, slot, tokenflow, unitok
+from ..tokenizers.codes import CodeSpec
+from . import ait, dualtoken, ibq, lavit, llamagen, llamagen_lm, seed, slot, tokenflow, unitok
 from .keymap import Rule, fill
+
+#: What a checkpoint becomes.
+Imported = VisualTokenizer | SharedLM
+
+
+def _nothing(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,12 @@ class Format:
     project: str  #: who released it, and the paper
     licence: str  #: of the code and the weights, as far as stated
     default: Mapping[str, Any]  #: configuration of the released checkpoint
-    build: Callable[[Mapping[str, Any]], VisualTokenizer]  #: an untrained tokenizer of a configuration
-    rules: Callable[[Any], Sequence[Rule]]  #: the key map into that tokenizer
+    build: Callable[[Mapping[str, Any]], Imported]  #: an untrained tokenizer or model of a configuration
+    rules: Callable[[Any], Sequence[Rule]]  #: the key map into it
     inside: tuple[str, ...] = ()  #: keys of the checkpoint's dictionary that may hold the weights
     prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict  #: which of the stored weights are meant
     apart: Mapping[str, str] = field(default_factory=dict)  #: a name that only a part's own file has -> their prefix
+    shown: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] = _nothing  #: fields that the weights tell
 
 
 FORMATS: Mapping[str, Format] = {
@@ -110,6 +121,24 @@ FORMATS: Mapping[str, Format] = {
         dualtoken.rules,
         ("state_dict",),
     ),
+    "llamagen-c2i": Format(
+        "FoundationVision/LlamaGen (https://arxiv.org/abs/2406.06525)",
+        "MIT",
+        llamagen_lm.C2I,
+        llamagen_lm.class_model,
+        llamagen_lm.rules,
+        ("model", "module", "state_dict"),
+        shown=llamagen_lm.shown,
+    ),
+    "llamagen-t2i": Format(
+        "FoundationVision/LlamaGen (https://arxiv.org/abs/2406.06525)",
+        "MIT",
+        llamagen_lm.T2I,
+        llamagen_lm.caption_model,
+        llamagen_lm.rules,
+        ("model", "module", "state_dict"),
+        shown=llamagen_lm.shown,
+    ),
 }
 
 
@@ -118,23 +147,26 @@ def import_checkpoint(
     checkpoint: str | Path | Sequence[str | Path],
     out: str | Path,
     config: Mapping[str, Any] | None = None,
-) -> VisualTokenizer:
-    """Save a checkpoint of another project as a tokenizer folder, with ``weights.json`` that says where it is from.
+    tokenizer: VisualTokenizer | None = None,
+) -> Imported:
+    """Save a checkpoint of another project as a folder of ours, with ``weights.json`` that says where it is from.
 
     Args:
         kind: a key of :data:`FORMATS`.
         checkpoint: ``.safetensors``, or a file of ``torch.save``, opened without running code in it; several where the
             release keeps its image tower in a file of its own.
         out: folder to write.
-        config: fields that differ from the released configuration.
+        config: fields that differ from the released configuration, and from what the weights show.
+        tokenizer: whose codes a language model was trained on; without it the model knows of none.
 
     Returns:
-        The tokenizer.
+        The tokenizer or language model.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown format or field, a file that cannot be opened safely, a name that two files have, or
-            weights that do not match key by key. Nothing is written then.
+        ValueError: an unknown format or field, a file that cannot be opened safely, a name that two files have,
+            weights that do not match key by key, or a tokenizer of other codes than the model's. Nothing is written
+            then.
     """
     if kind not in FORMATS:
         raise ValueError(f"the format must be one of {', '.join(FORMATS)}, got {kind!r}; use one of those names")
@@ -142,16 +174,18 @@ def import_checkpoint(
     unknown = sorted(set(config or {}) - set(chosen.default))
     if unknown:
         raise ValueError(f"{kind} has the fields {', '.join(chosen.default)}, got {unknown[0]!r}; correct the name")
-    tokenizer = chosen.build({**chosen.default, **(config or {})})
     files = [Path(file) for file in ([checkpoint] if isinstance(checkpoint, str | Path) else checkpoint)]
     weights = _together([(file, read_weights(file, chosen.inside)) for file in files], chosen.apart)
-    fill(tokenizer, chosen.prepare(weights), chosen.rules(tokenizer), ", ".join(map(str, files)))
-    tokenizer.eval().save_pretrained(out)
+    made = chosen.build({**chosen.default, **chosen.shown(weights), **(config or {})})
+    if tokenizer is not None:
+        _pair(made, tokenizer)
+    fill(made, chosen.prepare(weights), chosen.rules(made), ", ".join(map(str, files)))
+    made.eval().save_pretrained(out)
     about = {"format": kind, "project": chosen.project, "licence": chosen.licence}
     about |= {"files": [file.name for file in files]}
     with atomic_file(Path(out) / "weights.json") as file:
         file.write_text(json.dumps(about, indent=2) + "\n")
-    return tokenizer
+    return made
 
 
 def read_weights(checkpoint: str | Path, inside: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -187,6 +221,26 @@ def read_weights(checkpoint: str | Path, inside: Sequence[str] = ()) -> dict[str
         raise ValueError(f"{path} must hold tensors by name, got {type(stored).__name__}; name the right file")
     tensors = {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _pair(made: Imported, tokenizer: VisualTokenizer) -> None:
+    """Have a language model remember the tokenizer of its codes."""
+    if not isinstance(made, SharedLM):
+        raise ValueError(
+            f"a tokenizer goes with a language model, got one beside a checkpoint of a {type(made).__name__}; leave it "
+            "out"
+        )
+    if made.spec != tokenizer.spec:
+        raise ValueError(
+            f"the tokenizer must make the codes that the language model writes, {_described(made.spec)}, got "
+            f"{_described(tokenizer.spec)}; import both for the same size of images"
+        )
+    made.config.tokenizer_fingerprint = tokenizer.fingerprint()
+
+
+def _described(spec: CodeSpec) -> str:
+    books = " and ".join(f"{book.depth} of {book.size} {book.name} codes" for book in spec.codebooks)
+    return f"a {spec.layout.kind} of {'x'.join(map(str, spec.layout.shape))} with {books}"
 
 
 def _within(stored: Any, path: str) -> Any:

@@ -39,11 +39,13 @@ class Join:
 
 @dataclass(frozen=True)
 class Split:
-    """One weight cut into equal parts along its first dimension."""
+    """One weight cut into parts along its first dimension."""
 
     pattern: str  #: regular expression of their whole name
     target: str  #: our name, as a replacement template with ``{part}``
     parts: tuple[str, ...]  #: what ``{part}`` stands for, in order
+    sizes: tuple[int, ...] = ()  #: rows of each part; equal shares by default
+    changes: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)  #: what else becomes of a part
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class _State:
     joined: dict[str, tuple[Join, dict[str, Tensor]]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    uncut: dict[str, str] = field(default_factory=dict)  # ours -> why its weight cannot be cut
 
 
 def translate(
@@ -160,12 +163,24 @@ def _place(name: str, tensor: Tensor, resolved: _Resolved, state: _State, weight
         tensor = tensor[..., 0, 0] if rule.squeeze else tensor
         state.found[resolved.target(rule.target)] = tensor if rule.change is None else rule.change(tensor)
     elif isinstance(rule, Split):
-        pieces = zip(rule.parts, tensor.chunk(len(rule.parts)), strict=True)
-        state.found |= {resolved.target(rule.target).format(part=part): piece for part, piece in pieces}
+        _cut(name, tensor, rule, resolved.target(rule.target), state)
     elif isinstance(rule, Join):
         state.joined.setdefault(resolved.target(rule.target), (rule, {}))[1][match["part"]] = tensor
     elif not _may_drop(rule, resolved, tensor, weights):
         state.unused.append(name)
+
+
+def _cut(name: str, tensor: Tensor, rule: Split, target: str, state: _State) -> None:
+    targets = [target.format(part=part) for part in rule.parts]
+    rows = tensor.shape[0] if tensor.ndim else 0
+    sizes = rule.sizes or (rows // len(targets),) * len(targets)
+    if sum(sizes) != rows or not rows:
+        told = f"{name} {list(tensor.shape)} for {' and '.join(rule.parts)}"
+        told += f" of {', '.join(map(str, rule.sizes))} rows" if rule.sizes else " in equal shares"
+        state.uncut |= dict.fromkeys(targets, told)
+        return
+    for part, ours, piece in zip(rule.parts, targets, tensor.split(sizes), strict=True):
+        state.found[ours] = rule.changes[part](piece) if part in rule.changes else piece
 
 
 def _may_drop(rule: Drop, resolved: _Resolved, tensor: Tensor, weights: Mapping[str, Tensor]) -> bool:
@@ -185,10 +200,11 @@ def _constants(rules: Sequence[Rule], wanted: Mapping[str, Tensor]) -> dict[str,
 
 def _check(state: _State, wanted: Mapping[str, Tensor], source: str) -> None:
     found = state.found
-    half = [entry.rpartition(" of ")[2] for entry in state.missing]
+    half = [*(entry.rpartition(" of ")[2] for entry in state.missing), *state.uncut]
     missing = [*state.missing, *(name for name in wanted if name not in found and name not in half)]
     unused = [*state.unused, *(f"{name} (nothing of that name here)" for name in found if name not in wanted)]
-    shapes = [
+    shapes = list(dict.fromkeys(state.uncut.values()))
+    shapes += [
         f"{name} {list(found[name].shape)} for {list(wanted[name].shape)}"
         for name in wanted
         if name in found and found[name].shape != wanted[name].shape

@@ -79,6 +79,8 @@ def replay_vq(golden: Golden) -> dict[str, Tensor]:
     in_training = quantizer.train()(learning)
     pull = (in_training.latents * of_map(inputs["cotangent"])).mean()
     to_latents, to_table = gradients(in_training.loss + pull, learning, quantizer.table)
+    forward = tokenizer.eval().training_step_terms(inputs["images"]).reconstruction
+    assert forward is not None
     return {
         "encoder": encoded,
         "prequant": to_map(latents, shape),
@@ -87,7 +89,7 @@ def replay_vq(golden: Golden) -> dict[str, Tensor]:
         "entry": to_map(looked_up, shape),
         "decoded": tokenizer.decoder(to_map(tokenizer.widen(quantized.latents), shape)),
         "decoded_from_indices": tokenizer.decoder(to_map(tokenizer.widen(looked_up), shape)),
-        "forward": tokenizer.eval().training_step_terms(inputs["images"]).reconstruction,
+        "forward": forward,
         "train_vq_loss": term(quantizer, latents, codebook=1.0),
         "train_commit_loss": term(quantizer, latents, commitment=quantizer.commitment),
         "train_entropy_loss": term(quantizer, latents, entropy=quantizer.entropy),

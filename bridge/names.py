@@ -2,4 +2,16 @@
 
 from __future__ import annotations
 
-FORMAT_NAMES = ("llamagen-vq", "ibq", "ait", "tokenflow", "unitok", "seed", "lavit", "slot-mllm", "dualtoken")
+FORMAT_NAMES = (
+    "llamagen-vq",
+    "ibq",
+    "ait",
+    "tokenflow",
+    "unitok",
+    "seed",
+    "lavit",
+    "slot-mllm",
+    "dualtoken",
+    "llamagen-c2i",
+    "llamagen-t2i",
+)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ait, dualtoken, ibq, lavit, llamagen, seed, slot, tokenflow, unitok
+from . import ait, dualtoken, ibq, lavit, llamagen, llamagen_lm, seed, slot, tokenflow, unitok
 from .golden import Golden
 
 #: System -> the function that computes the outputs of its files.
@@ -25,6 +25,8 @@ SYSTEMS: dict[str, Callable[[Golden], dict[str, Tensor]]] = {
     "dualtoken_rq": dualtoken.replay_residual,
     "ibq": ibq.replay,
     "lavit_tok": lavit.replay,
+    "llamagen_c2i": llamagen_lm.replay_classes,
+    "llamagen_t2i": llamagen_lm.replay_captions,
     "llamagen_vq": llamagen.replay_vq,
     "seed_qformer": seed.replay_qformer,
     "seed_tokenizer": seed.replay_tokenizer,
@@ -93,11 +95,27 @@ def _delta(name: str, found: Tensor, expected: Tensor, tolerance: Mapping[str, A
     largest = float(apart.max()) if apart.numel() else 0.0
     if not expected.is_floating_point():
         return Delta(name, largest, 0.0, within=largest == 0)
+    absolute, relative = _limits(name, tolerance)
+    within = bool((apart <= absolute + relative * expected.double().abs()).all())
+    return Delta(name, largest, absolute, within)
+
+
+def _limits(name: str, tolerance: Mapping[str, Any]) -> tuple[float, float]:
+    """Absolute and relative tolerance of an output: of its kind, where the file has one for each, or of all floats.
+
+    The kind is what the output's name, or the last of its parts, begins with.
+    """
+    for kind, limits in tolerance.items():
+        if isinstance(limits, Mapping) and f".{kind}" in f".{name}":
+            return float(limits["atol"]), float(limits["rtol"])
+    if "float_atol" not in tolerance:
+        raise ValueError(
+            f"the tolerance must say how close {name} has to be, got {', '.join(tolerance)}; name its kind"
+        )
     absolute = float(tolerance.get(f"{name}_atol", tolerance["float_atol"]))
     if "grad" in name and "1e-4" in str(tolerance.get("note", "")):
         absolute = max(absolute, 1e-4)
-    limit = absolute + float(tolerance["float_rtol"]) * expected.double().abs()
-    return Delta(name, largest, absolute, within=bool((apart <= limit).all()))
+    return absolute, float(tolerance["float_rtol"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``smalti ask``: answers to questions about a picture."""
+"""``smalti ask``: answers to questions about a picture, in the model's own words or out of given ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti ask``."""
     parser.add_argument("picture", help="a picture")
     parser.add_argument("question", nargs="+", help="questions about it")
+    parser.add_argument(
+        "--choices",
+        metavar="A,B,...",
+        type=_choices,
+        help="answers to choose from, separated by commas: the likeliest is given (default: the model's own words)",
+    )
     add_model(parser)
 
 
@@ -24,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         BrokenImageError: no picture at that path.
         UsageError: an empty question.
         FileNotFoundError: a missing model.
-        ValueError: a word that the vocabulary lacks, or a damaged model.
+        ValueError: a word that the vocabulary lacks, a question too long for the model, or a damaged model.
     """
     questions = [question.strip() for question in args.question]
     if "" in questions:
@@ -37,6 +43,19 @@ def run(args: argparse.Namespace) -> int:
     pipeline = load_pipeline(model_folder(args.model), args.device)
     image = to_tensor(Crop(pipeline.tokenizer.image_size)(picture))
     ids = pipeline.encode(image[None]).ids.expand(len(questions), -1, -1)
-    for question, answer in zip(questions, pipeline.answer_ids(ids, questions), strict=True):
+    if args.choices is None:
+        answers = pipeline.answer_ids(ids, questions)
+    else:
+        answers = pipeline.choose_ids(ids, questions, [args.choices] * len(questions))
+    for question, answer in zip(questions, answers, strict=True):
         say(answer if len(questions) == 1 else f"{question} {answer}")
     return 0
+
+
+def _choices(text: str) -> list[str]:
+    found = [part.strip() for part in text.split(",")]
+    if len(found) < 2 or "" in found:
+        raise argparse.ArgumentTypeError(
+            f"must be two answers or more with commas between them, got {text!r}; write some as in: yes,no"
+        )
+    return found

@@ -1,10 +1,15 @@
-"""``smalti bench``: several tokenizers, trained on the same pictures for the same number of steps, in one table."""
+"""``smalti bench``: tokenizers trained alike, in one table: by themselves, or each under the same language model."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +17,22 @@ from ..data.base import ImageSource
 from ..eval.comparison import ComparisonData, compare_tokenizer, comparison_protocol, originals
 from ..eval.comparison_report import write_comparison
 from ..eval.extractor import TeacherFeatures
+from ..eval.lm_comparison import read_scored, write_lm_comparison
 from ..lm.vocabulary import Vocabulary
+from ..training.lm_speed import StepSpeed, step_speed
 from ..training.recipe import Recipe, Stage, read_yaml, stages_of, timings
 from .errors import UsageError
 from .models import choose_device, quiet
 from .outputs import say as answer
 from .run import ACTIONS, CHECKS, carry_out, check_typed, list_stages, say, typed
+from .typed import build_arguments
 
-_KEYS = ("folder", "before", "training", "families", "compare")
 _LAST = "comparison"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti bench``."""
-    parser.add_argument("what", choices=["tokenizers"], help="what is compared")
+    parser.add_argument("what", choices=list(BENCHES), help="what is compared: tokenizers, or language models on them")
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="YAML: the families and what they share")
     parser.add_argument("--folder", metavar="DIR", help="where to write instead of the folder that the file names")
     parser.add_argument("--list", action="store_true", help="show the stages and which of them would run; run none")
@@ -41,51 +48,46 @@ def run(args: argparse.Namespace) -> int:
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     quiet()
-    recipe = bench_recipe(args.config, args.folder)
+    recipe, compare = bench_recipe(args.what, args.config, args.folder), BENCHES[args.what].compare
     actions, checks = ACTIONS | {"compare": typed(compare)}, CHECKS | {"compare": check_typed(compare)}
     if args.list:
         return list_stages(recipe, actions, checks)
     carry_out(recipe, actions, checks)
-    answer((recipe.folder / _LAST / "tokenizers.md").read_text().rstrip())
+    answer((recipe.folder / _LAST / f"{args.what}.md").read_text().rstrip())
     return 0
 
 
-def bench_recipe(path: str | Path, folder: str | Path | None = None) -> Recipe:
-    """The recipe that a comparison stands for: what comes before, one stage for each family, and the comparison.
+def bench_recipe(what: str, path: str | Path, folder: str | Path | None = None) -> Recipe:
+    """The recipe that a comparison stands for: what comes before, the stages of each family, and the comparison.
 
     Args:
+        what: is compared, a name in :data:`BENCHES`.
         path: YAML with ``folder``; ``before``, stages as in a recipe; ``training``, the arguments of ``smalti fit``
             that all share (``model``, ``data``, ``trainer``); ``families``, for each name the arguments of
-            :class:`~smalti.training.tokenizer.TokenizerTraining` that are its own, ``tokenizer`` among them; and
-            ``compare``, the arguments of :func:`compare`.
+            :class:`~smalti.training.tokenizer.TokenizerTraining` that are its own, ``tokenizer`` among them; the keys
+            of the kind; and ``compare``, the other arguments of its comparison.
         folder: where to write instead of the folder that the file names.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a file of another form; the sentence names the key.
     """
-    data = read_yaml(path)
-    if not isinstance(data, dict) or set(data) != set(_KEYS):
+    bench, data = BENCHES[what], read_yaml(path)
+    keys = ("folder", "before", "training", "families", *bench.keys, "compare")
+    if not isinstance(data, dict) or set(data) != set(keys):
         came = ", ".join(map(str, data)) if isinstance(data, dict) else type(data).__name__
-        raise UsageError(f"{path} must be a mapping with {', '.join(_KEYS)}, got {came}; correct it")
-    families, shared = data["families"], data["training"]
+        raise UsageError(f"{path} must be a mapping with {', '.join(keys)}, got {came}; correct it")
+    families = data["families"]
     if not isinstance(families, dict) or len(families) < 2:
         raise UsageError(f"{path} must name at least two families to compare, got {families}; add some")
-    if not isinstance(shared, dict) or set(shared) != {"model", "data", "trainer"}:
-        raise UsageError(f"training in {path} must have model, data and trainer, got {shared}; correct it")
     for name, own in families.items():
         if not isinstance(own, dict) or "tokenizer" not in own:
             raise UsageError(f"family {name!r} in {path} must have a tokenizer, got {own}; add it")
-    stages = [
-        *stages_of(data["before"] or {}),
-        *(Stage(name, "fit", _training(name, own, shared)) for name, own in families.items()),
-        Stage(
-            _LAST,
-            "compare",
-            {"models": {name: f"${{{name}}}/model" for name in families}, **data["compare"]},
-            ("tokenizers.json", "tokenizers.html", "tokenizers.png", "tokenizers.md"),
-        ),
-    ]
+    stages = list(stages_of(data["before"] or {}))
+    for name, own in families.items():
+        stages += [_tokenizer(name, own, data["training"]), *bench.stages(name, data)]
+    files = tuple(f"{what}.{kind}" for kind in ("json", "html", "png", "md"))
+    stages.append(Stage(_LAST, "compare", {**bench.reads(list(families)), **data["compare"]}, files))
     return Recipe(Path(folder or str(data["folder"])), tuple(stages))
 
 
@@ -126,6 +128,127 @@ def compare(
     write_comparison(folder, title, rows, protocol, originals(data), seconds)
 
 
-def _training(name: str, own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+def compare_lm(folder: Path, scores: dict[str, str], training: dict[str, str], title: str, steps: int = 20) -> None:
+    """Put the scores of language models that differ in their tokenizer alone beside each other, and time their steps.
+
+    Args:
+        folder: of the stage.
+        scores: folders of ``score`` stages by name, in the order of the table.
+        training: folders of the ``fit`` stages of the models that were scored.
+        title: of the page.
+        steps: of training that the seconds per step are the median of.
+    """
+    rows, timed, seconds, how = [], dict[str, dict[str, float]](), timings(folder.parent), dict[str, Any]()
+    for name, scored in scores.items():
+        say(f"  {name}")
+        fit = Path(training[name])
+        rows.append(read_scored(name, scored, fit / "model"))
+        speed = time_step_apart(str(fit / "fit.yaml"), steps)
+        taken = {"tokenizer_seconds": seconds.get(name), "lm_seconds": seconds.get(fit.name)}
+        timed[name] = {"step_seconds": speed.seconds, **{key: it for key, it in taken.items() if it is not None}}
+        how = {"training": _common(read_yaml(fit / "fit.yaml")), "speed": f"{speed.describe()}, a process of its own"}
+    write_lm_comparison(folder, title, rows, timed, how, seconds)
+
+
+def time_step_apart(configuration: str, steps: int) -> StepSpeed:
+    """As :func:`time_step`, in a process of its own, so that nothing that ran before counts."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(time_step, configuration, steps).result()
+
+
+def time_step(configuration: str, steps: int) -> StepSpeed:
+    """How long a training step takes of the language model that a ``fit.yaml`` describes.
+
+    Args:
+        configuration: the file.
+        steps: timed.
+
+    Raises:
+        FileNotFoundError: no such file, or something that it names is missing.
+        ValueError: wrong arguments in it.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of Lightning 2.6 beside torch 2.13
+    data = read_yaml(configuration)
+    options = {name: value for name, value in data["trainer"].items() if name in ("precision", "accelerator")}
+    arguments = {"model": data["model"], "data": data["data"], **options, "steps": steps}
+    return step_speed(**build_arguments(step_speed, arguments, set()))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One kind of comparison: what its file has and what becomes of it."""
+
+    keys: tuple[str, ...]  #: of the file, besides those that every kind has
+    stages: Callable[[str, Mapping[str, Any]], list[Stage]]  #: of a family (name, file) after its tokenizer
+    reads: Callable[[Sequence[str]], dict[str, Any]]  #: the arguments of ``compare`` that name stages of the families
+    compare: Callable[..., None]  #: measures and writes the files
+
+
+def _tokenizer(name: str, own: dict[str, Any], shared: Any) -> Stage:
+    shared = _run("training", shared)
     arguments = {**shared["model"], **own, "save_to": f"${{{name}}}/model"}
-    return {**shared, "model": {"class_path": "TokenizerTraining", "init_args": arguments}}
+    return Stage(name, "fit", {**shared, "model": {"class_path": "TokenizerTraining", "init_args": arguments}})
+
+
+def _language_model(name: str, data: Mapping[str, Any]) -> list[Stage]:
+    """From the tokenizer of a family to the scores of a language model on its codes."""
+    codes, model, shared = f"{name}-codes", f"{name}-lm", _run("lm", data["lm"])
+    tokenizer = {"tokenizer": f"${{{name}}}/model"}
+    encode = _joined("codes", data["codes"], tokenizer)
+    own = {**tokenizer, "save_to": f"${{{model}}}/model"}
+    stored = {split: f"${{{codes}}}/{split}" for split in ("train", "validation") if split in data["codes"]}
+    fit = {
+        "model": {"class_path": "LanguageModelTraining", "init_args": _joined("lm.model", shared["model"], own)},
+        "data": {"class_path": "TokenData", "init_args": _joined("lm.data", shared["data"], stored)},
+        "trainer": shared["trainer"],
+    }
+    return [
+        Stage(codes, "encode", encode),
+        Stage(model, "fit", fit),
+        Stage(f"{name}-scores", "score", {"model": f"${{{model}}}/model", "settings": data["score"]}),
+    ]
+
+
+def _common(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the training of all language models has in common: a ``fit.yaml`` without what is a family's or a path."""
+    model, own = data["model"]["init_args"], ("tokenizer", "save_to", "vocabulary", "train", "validation")
+    parts = {**model, **data["data"]["init_args"], **data["trainer"]}
+    return {name: value for name, value in parts.items() if name not in (*own, "default_root_dir")}
+
+
+def _run(place: str, shared: Any) -> dict[str, Any]:
+    if not isinstance(shared, dict) or set(shared) != {"model", "data", "trainer"}:
+        raise UsageError(f"{place} must have model, data and trainer, got {shared}; correct it")
+    return shared
+
+
+def _joined(place: str, shared: Any, own: dict[str, str]) -> dict[str, Any]:
+    """What all families share, and what each has of its own."""
+    given = sorted(set(shared) & set(own)) if isinstance(shared, dict) else [type(shared).__name__]
+    if given:
+        raise UsageError(
+            f"{place} must be a mapping without {', '.join(own)}, which every family has of its own, got "
+            f"{', '.join(given)}; correct it"
+        )
+    return {**shared, **own}
+
+
+#: What can be compared, by the name on the command line.
+BENCHES = {
+    "tokenizers": Bench(
+        (),
+        lambda name, data: [],
+        lambda names: {"models": {name: f"${{{name}}}/model" for name in names}},
+        compare,
+    ),
+    "lm": Bench(
+        ("codes", "lm", "score"),
+        _language_model,
+        lambda names: {
+            "scores": {name: f"${{{name}-scores}}" for name in names},
+            "training": {name: f"${{{name}-lm}}" for name in names},
+        },
+        compare_lm,
+    ),
+}

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_model
+from .arguments import add_model, number
 from .models import load_pipeline, model_folder
 from .outputs import say
 from .pictures import find_pictures, load_pictures
 from .progress import Bar
 
 _BATCH = 16
+_MOST_BEAMS = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti caption``."""
     parser.add_argument("picture", nargs="+", help="pictures, or folders of them")
+    parser.add_argument(
+        "--beams",
+        type=number(least=1, most=_MOST_BEAMS),
+        default=1,
+        help="sentences followed at a time, of which the likeliest is given; more take longer (default: 1)",
+    )
     add_model(parser)
 
 
@@ -31,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
     folder = model_folder(args.model)
 
     from ..data.transforms import Crop
+    from ..generation.text import TextSampling
 
     pipeline = load_pipeline(folder, args.device)
-    captions = list[tuple[str, str]]()
+    captions, sampling = list[tuple[str, str]](), TextSampling(beams=args.beams)
     with Bar("reading", len(pictures)) as bar:
         for loaded in load_pictures(pictures, Crop(pipeline.tokenizer.image_size), _BATCH):
-            captions += zip(loaded.names, pipeline.caption(loaded.images), strict=True)
+            captions += zip(loaded.names, pipeline.caption(loaded.images, sampling), strict=True)
             bar.update(loaded.seen, len(pictures))
     for name, caption in captions:
         say(caption if len(captions) == 1 else f"{name}: {caption}")

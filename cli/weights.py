@@ -1,4 +1,4 @@
-"""``smalti import``: a checkpoint of another project as a tokenizer folder."""
+"""``smalti import``: a checkpoint of another project as a folder of a tokenizer or language model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..bridge.names import FORMAT_NAMES
+from .arguments import number
 from .errors import UsageError
-from .models import quiet
+from .models import load_tokenizer, quiet, tokenizer_folder
 from .outputs import say
 
 
@@ -22,7 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the file of weights; all files where a release keeps parts, such as its image tower, apart",
     )
     parser.add_argument("--config", metavar="JSON", help="fields that differ from the released configuration")
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the tokenizer to write")
+    parser.add_argument(
+        "--grid",
+        type=number(int, least=1),
+        metavar="N",
+        help="of a language model: it writes N x N codes; 16 by default, 24 at 384 px",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="of a language model: folder of the tokenizer that makes its codes"
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,17 +43,24 @@ def run(args: argparse.Namespace) -> int:
         UsageError: a configuration that is no JSON object.
         ValueError: an unknown format or field, or weights that do not match; nothing is written then.
     """
-    config = _config(args.config) if args.config else None
+    config = _config(args.config) if args.config else {}
+    config |= {} if args.grid is None else {"grid": args.grid}
+    partner = None if args.tokenizer is None else load_tokenizer(tokenizer_folder(args.tokenizer), "cpu")
     quiet()
 
     from ..bridge.formats import FORMATS, import_checkpoint
+    from ..tokenizers.base import VisualTokenizer
 
-    tokenizer = import_checkpoint(args.format, args.checkpoint, args.out, config)
-    weights = sum(weight.numel() for weight in tokenizer.parameters())
-    about = FORMATS[args.format]
-    say(f"wrote {args.out}: {type(tokenizer).__name__} of {weights / 1e6:.2f} M weights, {tokenizer.fingerprint()}")
+    made = import_checkpoint(args.format, args.checkpoint, args.out, config, partner)
+    weights, about = sum(weight.numel() for weight in made.parameters()), FORMATS[args.format]
+    known = made.fingerprint() if isinstance(made, VisualTokenizer) else _codes(made.config.tokenizer_fingerprint)
+    say(f"wrote {args.out}: {type(made).__name__} of {weights / 1e6:.2f} M weights, {known}")
     say(f"weights of {about.project}, licence: {about.licence}")
     return 0
+
+
+def _codes(fingerprint: str) -> str:
+    return f"for codes of {fingerprint}" if fingerprint else "for codes of a tokenizer not named; see --tokenizer"
 
 
 def _config(given: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from PIL import Image
@@ -17,20 +18,22 @@ from .protocol import Protocol, write_result
 from .report import Report, Table, write_report
 from .sheets import grid, save_png
 
-#: Columns of the table: title, key of the scores, and how the number is written.
+#: Titles of the columns after the name, and what their cells are made from; see :func:`table_of`.
 COLUMNS = (
-    ("PSNR dB", "psnr", "{:.1f}"),
-    ("SSIM", "ssim", "{:.3f}"),
-    ("rFID", "rfid", "{:.2f}"),
-    ("codes", "tokens", "{:.0f}"),
-    ("bits", "bits", "{:.0f}"),
-    ("probe", "probe", "{:.3f}"),
-    ("zero-shot", "zero_shot", "{:.3f}"),
-    ("encode/s", "encode_per_second", "{:.0f}"),
-    ("decode/s", "decode_per_second", "{:.0f}"),
-    ("M parameters", "parameters", "{:.2f}"),
-    ("peak MiB", "peak_memory_mib", "{:.0f}"),
-    ("trained", "seconds", "{}"),
+    ("usage", "{usage}"),
+    ("perplexity", "{perplexity}"),
+    ("PSNR dB", "{psnr:.1f}"),
+    ("SSIM", "{ssim:.3f}"),
+    ("rFID", "{rfid:.2f}"),
+    ("codes", "{tokens:.0f}"),
+    ("bits", "{bits:.0f}"),
+    ("probe", "{probe:.3f}"),
+    ("zero-shot", "{zero_shot:.3f}"),
+    ("encode/s", "{encode_per_second:.0f}"),
+    ("decode/s", "{decode_per_second:.0f}"),
+    ("M parameters", "{parameters:.2M}"),
+    ("peak MiB", "{peak_memory_mib:.0f}"),
+    ("trained", "{seconds:time}"),
 )
 
 
@@ -62,7 +65,7 @@ def write_comparison(
     scores = {row.name: {**row.scores, **({"seconds": times[row.name]} if row.name in times else {})} for row in rows}
     models = {row.name: f"{row.family} {row.fingerprint}" for row in rows}
     write_result(folder / "tokenizers.json", scores, protocol, models)
-    table, books = _table(rows, scores), _codebooks(rows)
+    table = table_of({row.name: _shown(row, scores[row.name]) for row in rows}, COLUMNS)
     sheet = _sheet(rows, originals)
     save_png(sheet, folder / "tokenizers.png")
     note = f"rFID is measured with: {protocol.extractor}. It compares with no other rFID."
@@ -72,47 +75,62 @@ def write_comparison(
             title,
             f"{len(rows)} tokenizers, the same pictures and the same training",
             protocols={"all numbers": protocol},
-            tables={"Tokenizers": table, "Codebooks": books},
+            tables={"Tokenizers": table, "Codebooks": _codebooks(rows)},
             sheets={"Originals, and the same pictures after each tokenizer": sheet},
             stages=times,
             notes=[note],
         ),
     )
-    text = markdown(table)
-    with atomic_file(folder / "tokenizers.md") as file:
+    return write_markdown(folder / "tokenizers.md", table)
+
+
+def write_markdown(path: Path, table: Table) -> str:
+    """Write a table as Markdown, without columns that are empty throughout, and return its text."""
+    kept = [at for at in range(len(table.head)) if any(row[at] for row in table.rows)]
+    rules = ["---:" if at in table.numeric else "---" for at in kept]
+    lines = [[table.head[at] for at in kept], rules, *[[row[at] for at in kept] for row in table.rows]]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    with atomic_file(path) as file:
         file.write_text(text + "\n")
     return text
 
 
-def markdown(table: Table) -> str:
-    """The table as Markdown."""
-    kept = [at for at in range(len(table.head)) if any(row[at] for row in table.rows)]
-    rules = ["---:" if at in table.numeric else "---" for at in kept]
-    lines = [[table.head[at] for at in kept], rules, *[[row[at] for at in kept] for row in table.rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table_of(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> Table:
+    """One row for every tokenizer.
 
-
-def _table(rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> Table:
-    head = ["tokenizer", "usage", "perplexity", *(title for title, _, _ in COLUMNS)]
-    lines = [
-        [
-            row.name,
-            _range(row.scores["usage"], "{:.0%}"),
-            _range(row.scores["perplexity"], "{:.0f}"),
-            *(_written(scores[row.name], key, shape) for _, key, shape in COLUMNS),
-        ]
-        for row in rows
-    ]
+    Args:
+        rows: by name, what the cells are made from.
+        columns: titles, and format strings over the fields of a row; beside Python's own formats ``.2M`` writes
+            millions and ``time`` a duration. A cell is empty where a row lacks one of its fields.
+    """
+    head = ["tokenizer", *(title for title, _ in columns)]
+    lines = [[name, *(_cell(shape, fields) for _, shape in columns)] for name, fields in rows.items()]
     return Table(head, lines, frozenset(range(1, len(head))))
 
 
-def _written(scores: Mapping[str, Any], key: str, shape: str) -> str:
-    value = scores.get(key)
-    if value is None:
+class _Cells(Formatter):
+    """Python's formats, ``.2M`` for millions and ``time`` for seconds in words."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """See :class:`string.Formatter`."""
+        if format_spec == "time":
+            return duration(value)
+        if format_spec.endswith("M"):
+            return format(value / 1e6, f"{format_spec[:-1]}f")
+        return format(value, format_spec)
+
+
+def _cell(shape: str, fields: Mapping[str, Any]) -> str:
+    try:
+        return _Cells().vformat(shape, (), fields)
+    except KeyError:
         return ""
-    if key == "seconds":
-        return duration(value)
-    return shape.format(value / 1e6 if key == "parameters" else value)
+
+
+def _shown(row: Row, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of a row, and the ends of what is measured for each codebook."""
+    ends = {"usage": _range(row.scores["usage"], "{:.0%}"), "perplexity": _range(row.scores["perplexity"], "{:.0f}")}
+    return {**scores, **ends}
 
 
 def _range(values: Mapping[str, float], shape: str) -> str:

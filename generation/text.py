@@ -140,9 +140,10 @@ def write_text(model: SharedLM, prompts: Sequence[Rows], sampling: TextSampling 
         return []
     end, given = model.vocabulary.special("<eos>"), left_padded(model, prompts)
     _check_room(model, given, sampling.limit)
+    view: Any = TextView(model)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        written: Any = TextView(model).generate(
+        written = view.generate(
             **_inputs(model, given, sampling.beams),
             generation_config=_configuration(sampling, end),
             logits_processor=LogitsProcessorList(

@@ -350,6 +350,11 @@ class SharedLM(PreTrainedModel):
             ValueError: another fingerprint; the sentence names both.
         """
         expected, found = self.config.tokenizer_fingerprint, tokenizer.fingerprint()
+        if not expected:
+            raise ValueError(
+                f"this language model does not say which tokenizer made its codes ({_describe(self.spec)}), got "
+                f"tokenizer {found} ({_describe(tokenizer.spec)}); import it again with --tokenizer and that folder"
+            )
         if expected != found:
             raise ValueError(
                 f"this language model was trained with tokenizer {expected} ({_describe(self.spec)}), got tokenizer "

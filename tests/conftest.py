@@ -12,7 +12,11 @@ import torch
 import yaml
 
 from smalti.data.scenes import Scenes
+from smalti.data.tokens import TokenRecord, TokenStore
 from smalti.lm.vocabulary import Vocabulary
+from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
+from smalti.tokenizers.quantizers import VectorQuantizer
+from smalti.tokenizers.vq import VQTokenizer
 
 torch.set_num_threads(1)
 
@@ -81,10 +85,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, dict[str, 
     folder = tmp_path_factory.mktemp("vocabulary")
     scenes = Scenes("full", "train", 600)
     Vocabulary.train([scenes.caption(index) for index in range(len(scenes))]).save_pretrained(folder)
+    tokenizer = VQTokenizer(ConvEncoder(8, 8, (1, 1), 1), VectorQuantizer(8, 32), ConvDecoder(8, 8, (1, 1), 1), 8)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    ids, records = torch.randint(32, (8, tokenizer.spec.positions, 1)), [TokenRecord(str(n)) for n in range(8)]
+    TokenStore(ids, records, tokenizer.spec.to_dict(), tokenizer.fingerprint(), {}).save(folder / "codes")
 
     def shrink(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         if path.stem in TINY:
             over = yaml.safe_dump(TINY[path.stem]).replace("VOCABULARY", str(folder))
+            over = over.replace("TOKENIZER", str(folder / "tokenizer")).replace("CODES", str(folder / "codes"))
             config = laid_over(config, yaml.safe_load(over))
             for part in [stage["with"] for stage in config.get("stages", {}).values()] or [config]:
                 part["trainer"] |= {"devices": 1, "num_nodes": 1, "max_steps": 2, "precision": "32-true"}
@@ -103,11 +112,13 @@ def shrunk(tiny: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> Callable[[
     def read(path: Path) -> dict[str, Any]:
         recipe = tiny(path, yaml.safe_load(path.read_text()))
         if "compare" in recipe:
-            recipe = drawn(recipe, recipe["compare"]["size"])
+            recipe = drawn(recipe, recipe["compare"].get("size"))
         words = CAPS | {"count": 600}  # few pictures do not show every word
         for stage in recipe.get("stages", recipe.get("before")).values():
             stage["with"] = capped(stage["with"], words if stage["run"] == "vocabulary" else CAPS)
-        shared = {name: capped(recipe[name], CAPS) for name in ("training", "families") if name in recipe}
-        return recipe | shared | ({"compare": capped(recipe["compare"], CAPS | {"count": 60})} if shared else {})
+        if "compare" not in recipe:
+            return recipe
+        shared = {name: capped(part, CAPS) for name, part in recipe.items() if name != "before"}
+        return recipe | shared | {"compare": capped(recipe["compare"], CAPS | {"count": 60})}
 
     return read

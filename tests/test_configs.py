@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from smalti.cli import bench
 from smalti.cli.main import COMMANDS, main
-from smalti.eval import comparison
+from smalti.data.scene_prompts import prompts
+from smalti.eval import comparison, suite
 from smalti.eval.protocol import read_result
 from smalti.eval.speed import measure
 from smalti.generation.pipeline import TextToImagePipeline
@@ -41,6 +43,11 @@ def header(file: Path) -> list[str]:
     """The comment lines at the top."""
     lines = file.read_text().splitlines()
     return lines[: next(at for at, line in enumerate(lines) if not line.startswith("#"))]
+
+
+def compared(file: Path) -> str:
+    """What ``smalti bench`` compares with a file, as its header says."""
+    return shlex.split(header(file)[0].removeprefix("#"))[2]
 
 
 def nodes(value: Any) -> Iterator[dict[str, Any]]:
@@ -127,14 +134,28 @@ def test_a_recipe_runs_from_end_to_end(file, shrunk, tmp_path):
 
 
 @pytest.mark.parametrize("file", BENCHES, ids=name)
+def test_the_arguments_of_a_comparison_are_accepted_as_they_stand(file, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", compared(file), "-c", str(file), "--list"]) == 0
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines[: len(CONTENT[file]["before"])] == list(CONTENT[file]["before"])
+    assert [line for line in lines if line in CONTENT[file]["families"]] == list(CONTENT[file]["families"])
+    assert lines[-1] == "comparison"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", BENCHES, ids=name)
 def test_a_comparison_runs_from_end_to_end(file, shrunk, monkeypatch, tmp_path):
-    # In this process: seconds less for each family. tests/eval/test_comparison.py measures in another.
+    # In this process: seconds less for each family. tests/eval/test_comparison.py and tests/cli/test_bench.py measure
+    # in another.
     monkeypatch.setattr(comparison, "measured", lambda folder, device: measure(folder, 2, 1, device))
-    config = shrunk(file)
+    monkeypatch.setattr(bench, "time_step_apart", lambda configuration, steps: bench.time_step(configuration, 2))
+    monkeypatch.setattr(suite, "prompts", lambda world, seed=0: prompts(world, seed)[::4])  # of every task some
+    config, what = shrunk(file), compared(file)
     (tmp_path / "bench.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     folder = tmp_path / "run"
-    assert main(["bench", "tokenizers", "-c", str(tmp_path / "bench.yaml"), "--folder", str(folder)]) == 0
-    scores = read_result(folder / "tokenizers.json").scores
+    assert main(["bench", what, "-c", str(tmp_path / "bench.yaml"), "--folder", str(folder)]) == 0
+    scores = read_result(folder / f"{what}.json").scores
     assert list(scores) == list(config["families"])
-    for published in ("tokenizers.html", "tokenizers.png", "tokenizers.md"):
-        assert (folder / published).stat().st_size > 0
+    for kind in ("html", "png", "md"):
+        assert (folder / f"{what}.{kind}").stat().st_size > 0

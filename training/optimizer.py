@@ -66,6 +66,12 @@ class Trained:
     learning_rate: float
 
 
+#: In the names of parameters that are rows of ids or places, and do not decay.
+_TABLES = ("embed", "position", "new_inputs", "new_outputs")
+#: In the paths of layers that Muon is not for: adapters, of low rank and zero at first, and classifiers.
+_NO_MATRICES = (".lora_", ".classifiers.")
+
+
 def parameter_groups(name: str, part: Trained, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Groups of one part: matrices for Muon, other weights with decay, everything else without.
 
@@ -94,16 +100,16 @@ def parameter_groups(name: str, part: Trained, settings: OptimizerSettings) -> l
 
 def _parameters(module: nn.Module, *, matrices: bool) -> Iterator[tuple[Tensor, str]]:
     seen, outputs = set[int](), _output_matrices(module)
-    for child in module.modules():
+    for path, child in module.named_modules():
         for name, parameter in child.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                table = isinstance(child, _NOT_DECAYED) or "embed" in name or "position" in name
+                table = isinstance(child, _NOT_DECAYED) or any(word in name for word in _TABLES)
                 if parameter.ndim < 2 or table:
                     yield parameter, "plain"
                 else:
-                    hidden = matrices and parameter.ndim == 2 and id(parameter) not in outputs
-                    yield parameter, "matrices" if hidden else "decayed"
+                    apart = id(parameter) in outputs or any(word in f".{path}." for word in _NO_MATRICES)
+                    yield parameter, "matrices" if matrices and parameter.ndim == 2 and not apart else "decayed"
 
 
 def _output_matrices(module: nn.Module) -> set[int]:

@@ -98,3 +98,26 @@ def test_weights_that_are_changed_or_not_stored():
     del weights["blocks.1.q_bias"]
     with pytest.raises(ValueError, match=r"missing: q of layer_2\.bias;"):
         fill(module, weights, rules, "theirs")
+
+
+def test_parts_of_other_sizes_that_are_changed():
+    module = nn.ModuleDict({"q": nn.Linear(2, 4, bias=False), "k": nn.Linear(2, 1, bias=False)})
+    rules = [Split("qk", "{part}.weight", ("q", "k"), (4, 1), {"q": lambda rows: rows.flip(0)})]
+    rows = torch.arange(10.0).view(5, 2)
+    fill(module, {"qk": rows}, rules, "theirs")
+    assert torch.equal(module["q"].weight, rows[[3, 2, 1, 0]])
+    assert torch.equal(module["k"].weight, rows[4:])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows", "said"),
+    [
+        ((4, 1), torch.ones(6, 2), r"qk \[6, 2\] for q and k of 4, 1 rows"),
+        ((), torch.ones(5, 2), r"qk \[5, 2\] for q and k in equal shares"),
+        ((), torch.ones(()), r"qk \[\] for q and k in equal shares"),
+    ],
+)
+def test_rows_that_cannot_be_cut_are_told_once(sizes, rows, said):
+    module = nn.ModuleDict({"q": nn.Linear(2, 4, bias=False), "k": nn.Linear(2, 1, bias=False)})
+    with pytest.raises(ValueError, match=f"got of another shape: {said}; use the configuration"):
+        translate({"qk": rows}, [Split("qk", "{part}.weight", ("q", "k"), sizes)], module, "theirs")

@@ -5,21 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from smalti.bridge.golden import Golden
 from smalti.bridge.replay import SYSTEMS, main, replay
 
-GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "tokenizers"
+GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden"
+
+
+def published(system):
+    """The golden data of a system, wherever they lie."""
+    path = next(GOLDEN.glob(f"*/{system}.safetensors"), None)
+    if path is None:
+        pytest.skip(f"golden data of {system} expected beside the checkout, in a folder of {GOLDEN}")
+    return path
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_published_outputs(system):
-    path = GOLDEN / f"{system}.safetensors"
-    if not path.is_file():
-        pytest.skip(f"golden data expected beside the checkout, at {path}")
-    golden = Golden.load(path)
+    golden = Golden.load(published(system))
     deltas = replay(golden)
     assert {delta.name for delta in deltas} == set(golden.outputs)
     assert not [delta for delta in deltas if not delta.within]
@@ -103,6 +107,28 @@ def test_files_that_do_not_fit(tmp_path, changes, said):
         replay(Golden.load(path))
 
 
+def test_tolerances_of_kinds(tmp_path, capsys):
+    """A kind is what the name of an output, or of a part of it, begins with."""
+    close, far = {"atol": 1e-6, "rtol": 0.0}, {"atol": 0.5, "rtol": 0.5}
+    kinds = {"vq": close, "usage": far, "indices": "exact"}
+    outputs = {"out.usage_percent": torch.tensor(50.25), "out.from_indices": None}
+    path = multi_codebook(tmp_path / "kinds.safetensors", tensors=outputs, about={"tolerance": kinds})
+    assert main([path]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(line[0], line[3], line[4]) for line in lines] == [
+        ("indices", "0.0e+00", "ok"),
+        ("usage_percent", "5.0e-01", "ok"),
+        ("vq_loss", "1.0e-06", "ok"),
+    ]
+    del kinds["usage"]
+    path = multi_codebook(tmp_path / "lacking.safetensors", tensors=outputs, about={"tolerance": kinds})
+    assert main([path]) == 2
+    said = "the tolerance must say how close usage_percent has to be, got vq, indices; name its kind"
+    assert said in capsys.readouterr().err
+    with pytest.raises(ValueError, match=said):
+        replay(Golden.load(path))
+
+
 def test_no_file(tmp_path, capsys):
     (tmp_path / "text.safetensors").write_text("no tensors")
     assert main([str(tmp_path / "text.safetensors"), str(tmp_path / "absent.safetensors")]) == 2
@@ -112,12 +138,8 @@ def test_no_file(tmp_path, capsys):
     assert main([]) == 2
 
 
-def test_weights_of_other_values_are_seen():
-    path = GOLDEN / "slot_morph.safetensors"
-    if not path.is_file():
-        pytest.skip(f"golden data expected beside the checkout, at {path}")
-    golden = Golden.load(path)
-    with safe_open(path, "pt") as file:
-        name = next(name for name in file.keys() if name.endswith("query.weight"))  # noqa: SIM118
-    golden.weights[name.removeprefix("weights.")].mul_(1.001)  # pyright: ignore[reportIndexIssue]
+@pytest.mark.parametrize(("system", "weight"), [("slot_morph", "query.weight"), ("llamagen_c2i", "wqkv.weight")])
+def test_weights_of_other_values_are_seen(system, weight):
+    golden = Golden.load(published(system))
+    next(tensor for name, tensor in golden.weights.items() if name.endswith(weight)).mul_(1.001)
     assert not all(delta.within for delta in replay(golden))

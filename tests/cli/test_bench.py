@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import yaml
 
-from smalti.cli.bench import bench_recipe
+from smalti.cli.bench import bench_recipe, time_step_apart
+from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.lm.vocabulary import Vocabulary
+from smalti.tokenizers.base import VisualTokenizer
 
 FILE = {
     "folder": "somewhere",
@@ -20,14 +24,22 @@ FILE = {
 }
 
 
-def written(tmp_path, **changed):
+LM_FILE = FILE | {
+    "codes": {"train": "scenes", "workers": 2},
+    "lm": {"model": {"reading": 0.3}, "data": {"batch_size": 4}, "trainer": {"max_steps": 5}},
+    "score": {"world": "small"},
+    "compare": {"title": "both"},
+}
+
+
+def written(tmp_path, file=FILE, **changed):
     path = tmp_path / "bench.yaml"
-    path.write_text(yaml.safe_dump({**FILE, **changed}))
+    path.write_text(yaml.safe_dump({**file, **changed}))
     return path
 
 
 def test_a_file_stands_for_a_recipe(tmp_path):
-    recipe = bench_recipe(written(tmp_path))
+    recipe = bench_recipe("tokenizers", written(tmp_path))
     assert [(stage.name, stage.run) for stage in recipe.stages] == [
         ("vocabulary", "vocabulary"),
         ("one", "fit"),
@@ -41,7 +53,41 @@ def test_a_file_stands_for_a_recipe(tmp_path):
     assert first["model"] == {"class_path": "TokenizerTraining", "init_args": common}
     assert second["model"]["init_args"]["seed"] == 2  # a family's own come last
     assert recipe.stages[3].arguments == {"models": {"one": "${one}/model", "two": "${two}/model"}, "size": 64}
-    assert str(bench_recipe(written(tmp_path), tmp_path / "other").folder) == str(tmp_path / "other")
+    assert str(bench_recipe("tokenizers", written(tmp_path), tmp_path / "other").folder) == str(tmp_path / "other")
+
+
+def test_a_file_of_language_models_stands_for_a_recipe(tmp_path):
+    recipe = bench_recipe("lm", written(tmp_path, LM_FILE))
+    of_one = [("one", "fit"), ("one-codes", "encode"), ("one-lm", "fit"), ("one-scores", "score")]
+    of_two = [(name.replace("one", "two"), run) for name, run in of_one]
+    before, after = ("vocabulary", "vocabulary"), ("comparison", "compare")
+    assert [(stage.name, stage.run) for stage in recipe.stages] == [before, *of_one, *of_two, after]
+    stages = {stage.name: stage for stage in recipe.stages}
+    plain = bench_recipe("tokenizers", written(tmp_path)).stages
+    assert stages["one"] == next(stage for stage in plain if stage.name == "one")
+    assert stages["two-codes"].arguments == {"tokenizer": "${two}/model", "train": "scenes", "workers": 2}
+    assert stages["two-lm"].arguments == {
+        "model": {
+            "class_path": "LanguageModelTraining",
+            "init_args": {"reading": 0.3, "tokenizer": "${two}/model", "save_to": "${two-lm}/model"},
+        },
+        "data": {"class_path": "TokenData", "init_args": {"batch_size": 4, "train": "${two-codes}/train"}},
+        "trainer": {"max_steps": 5},
+    }
+    assert stages["two-scores"].arguments == {"model": "${two-lm}/model", "settings": {"world": "small"}}
+    assert stages["comparison"].arguments == {
+        "scores": {"one": "${one-scores}", "two": "${two-scores}"},
+        "training": {"one": "${one-lm}", "two": "${two-lm}"},
+        "title": "both",
+    }
+    assert stages["comparison"].publish == ("lm.json", "lm.html", "lm.png", "lm.md")
+
+
+def test_models_are_validated_where_pictures_for_it_are_coded(tmp_path):
+    codes = {"train": "scenes", "validation": "others"}
+    recipe = bench_recipe("lm", written(tmp_path, LM_FILE, codes=codes))
+    data = next(stage for stage in recipe.stages if stage.name == "one-lm").arguments["data"]["init_args"]
+    assert data["validation"] == "${one-codes}/validation"
 
 
 @pytest.mark.parametrize(
@@ -49,15 +95,70 @@ def test_a_file_stands_for_a_recipe(tmp_path):
     [
         ({"families": {"one": {"tokenizer": "x"}}}, "at least two families to compare"),
         ({"families": {"one": {"tokenizer": "x"}, "two": {}}}, "family 'two' in .* must have a tokenizer"),
-        ({"training": {"model": {}}}, "must have model, data and trainer"),
+        ({"training": {"model": {}}}, "training must have model, data and trainer, got .*; correct it"),
         ({"more": 1}, "must be a mapping with folder, before, training, families, compare, got"),
     ],
 )
 def test_files_of_another_form(tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
-        bench_recipe(written(tmp_path, **changed))
+        bench_recipe("tokenizers", written(tmp_path, **changed))
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="recipe file was expected"):
-        bench_recipe(tmp_path / "nowhere.yaml")
+        bench_recipe("tokenizers", tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lm": {"model": {}}}, "lm must have model, data and trainer, got .*; correct it"),
+        ({"codes": None}, "codes must be a mapping without tokenizer, which every family has of its own, got NoneType"),
+        ({"codes": {"tokenizer": "x"}}, "codes must be a mapping without tokenizer, .*, got tokenizer; correct it"),
+        (
+            {"lm": LM_FILE["lm"] | {"model": {"save_to": "x"}}},
+            "lm.model must be a mapping without tokenizer, save_to, which every family has of its own, got save_to; ",
+        ),
+        (
+            {"lm": LM_FILE["lm"] | {"data": {"train": "x"}}},
+            "lm.data must be a mapping without train, which every family has of its own, got train; correct it",
+        ),
+        ({"more": 1}, "with folder, before, training, families, codes, lm, score, compare, got"),
+    ],
+)
+def test_files_of_language_models_of_another_form(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        bench_recipe("lm", written(tmp_path, LM_FILE, **changed))
+
+
+@pytest.fixture
+def configuration(model, tmp_path):
+    """The ``fit.yaml`` of a language model on four coded pictures."""
+    tokenizer = VisualTokenizer.from_pretrained(model / "tokenizer")
+    records = [TokenRecord("a red circle", (("how many squares", "two"),))] * 4
+    ids, spec = torch.randint(0, 16, (4, 16, 1)), tokenizer.spec.to_dict()
+    TokenStore(ids, records, spec, tokenizer.fingerprint(), {}).save(tmp_path / "codes")
+    Vocabulary.train(["a red circle", "how many squares", "two"]).save_pretrained(tmp_path / "vocabulary")
+    words = {"class_path": "smalti.lm.vocabulary.Vocabulary.from_pretrained"}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    arguments = {
+        "tokenizer": str(model / "tokenizer"),
+        "vocabulary": words | {"init_args": {"folder": str(tmp_path / "vocabulary")}},
+        "backbone": {"model_type": "llama", **sizes},
+        "save_to": str(tmp_path / "saved"),
+    }
+    data = {"train": str(tmp_path / "codes"), "batch_size": 2}
+    content = {
+        "model": {"class_path": "LanguageModelTraining", "init_args": arguments},
+        "data": {"class_path": "TokenData", "init_args": data},
+        "trainer": {"max_steps": 9, "precision": "bf16-mixed", "accelerator": "cpu", "val_check_interval": 3},
+    }
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(content))
+    return str(tmp_path / "fit.yaml")
+
+
+def test_a_step_is_timed_as_the_run_was_configured_in_another_process(configuration, tmp_path):
+    speed = time_step_apart(configuration, 2)
+    assert (speed.steps, speed.batch, speed.precision, speed.device) == (2, 2, "bf16-mixed", "cpu")
+    assert speed.seconds > 0
+    assert not (tmp_path / "saved").exists()

@@ -10,6 +10,7 @@ import torch
 
 from smalti.generation.pipeline import TextToImagePipeline, seeded
 from smalti.generation.sampler import Sampling
+from smalti.generation.text import TextSampling
 from smalti.lm.model import SharedLM
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
@@ -93,17 +94,39 @@ def test_an_unknown_word_is_named_before_anything_is_drawn(pipe, monkeypatch):
 
 
 def test_pictures_are_read(pipe):
-    captions = pipe.caption(images(2), limit=3)
-    answers = pipe.ask(images(2), ["how many ?", "a red circle ?"], limit=3)
+    short = TextSampling(limit=3)
+    captions = pipe.caption(images(2), short)
+    answers = pipe.ask(images(2), ["how many ?", "a red circle ?"], short)
     assert [type(text) for text in captions + answers] == [str] * 4
     ids = pipe.encode(images(2)).ids
-    assert pipe.answer_ids(ids, ["how many ?", "a red circle ?"], limit=3) == answers
-    assert pipe.answer_ids(ids[1:], ["a red circle ?"], limit=3) == answers[1:]
+    assert pipe.answer_ids(ids, ["how many ?", "a red circle ?"], short) == answers
+    assert pipe.answer_ids(ids[1:], ["a red circle ?"], short) == answers[1:]
+
+
+def test_words_are_drawn_from_a_seed(pipe):
+    drawn = TextSampling(limit=6, temperature=3.0)
+    assert pipe.caption(images(8), drawn, 1) == pipe.caption(images(8), drawn, 1) != pipe.caption(images(8), drawn, 2)
+    asked = ["how many ?"] * 8
+    assert pipe.ask(images(8), asked, drawn, 1) == pipe.ask(images(8), asked, drawn, 1)
+    assert pipe.ask(images(8), asked, drawn, 1) != pipe.ask(images(8), asked, drawn, 2)
+
+
+def test_answers_are_chosen(pipe):
+    questions, choices = ["how many ?", "a red circle ?"], [["two", "a"], ["red", "blue", "square"]]
+    chosen = pipe.choose(images(2), questions, choices)
+    layout, ids = pipe.lm.layout, pipe.encode(images(2)).ids
+    for row, (question, texts, answer) in enumerate(zip(questions, choices, chosen, strict=True)):
+        read = [layout.image_to_text(ids[row], None, [(question, text)]) for text in texts]
+        likelihoods = pipe.lm.text_likelihood(layout.collate(read))
+        assert answer == texts[int(likelihoods.argmax())]
+    assert pipe.choose_ids(ids[1:], questions[1:], choices[1:]) == chosen[1:]
 
 
 def test_one_question_per_image(pipe):
     with pytest.raises(ValueError, match="one question per image is needed, got 1 for 2 images; repeat an image"):
         pipe.ask(images(2), ["how many ?"])
+    with pytest.raises(ValueError, match="one question per image is needed, got 1 for 2 images; repeat an image"):
+        pipe.choose(images(2), ["how many ?"], [["two", "a"]])
 
 
 def test_saved_and_loaded_is_the_same(pipe, tmp_path):

@@ -16,6 +16,7 @@ from smalti.lm.model import SharedLM
 from smalti.lm.pretrained import from_backbone
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
+from smalti.training.optimizer import MuonAdamW, OptimizerSettings, Trained, parameter_groups
 
 SPEC = CodeSpec(CodeLayout("grid", (2, 2)), (Codebook("semantic", 5), Codebook("pixel", 7)))
 PIECES = ("[UNK]", "a", "red", "circle", "blue", "square")
@@ -95,6 +96,16 @@ def test_lora_changes_adapters_and_new_rows_alone(tmp_path, kind):
         loaded = SharedLM.from_pretrained(tmp_path / name)
         assert torch.equal(logits(loaded), logits(lm))
         assert loaded.state_dict().keys() == lm.state_dict().keys()
+
+
+@pytest.mark.parametrize("muon", [None, 0.02])
+def test_the_optimizer_of_training_leaves_the_rest_alone_too(tmp_path, muon):
+    lm = made(tmp_path)
+    train_part(lm, Lora(rank=2))
+    before = copied(lm)
+    settings = OptimizerSettings(learning_rate=0.02, muon=muon, weight_decay=0.5)
+    train(lm, MuonAdamW(parameter_groups("model", Trained(lm, 0.02), settings), settings.betas))
+    assert changed(before, lm) == {n for n in before if ".lora_" in n} | {"new_inputs", "new_outputs"}
 
 
 def test_new_adapters_change_nothing_and_keep_the_class(tmp_path):

@@ -172,12 +172,6 @@ def test_codebook_rows_show_what_looks_alike(tmp_path, rows):
         assert float(((specials - old.mean(0)) / old.std(0)).abs().max()) < 0.02
 
 
-def test_tied_rows_are_set_once(tmp_path):
-    lm = made(checkpoint(tmp_path, "qwen2"), rows="joined", start="codebook", vectors=vectors())
-    block = lm.vocabulary.block("pixel")
-    assert torch.equal(rows_of(lm.inputs, block), rows_of(lm.outputs, block))
-
-
 def test_codes_may_enter_by_the_vectors(tmp_path):
     given = vectors()
     options = {"embedding": {"kind": "codebook", "dims": {"semantic": 5, "pixel": 5}}}
@@ -260,7 +254,9 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path, change, message):
 
 def test_logits_that_are_no_plain_products_are_an_error(tmp_path):
     folder = checkpoint(tmp_path, "gemma2")  # which scales what it reads
-    with pytest.raises(ValueError, match=r"products of its states .*, got a gemma2 whose own differ by .*%, because it"):
+    with pytest.raises(
+        ValueError, match=r"products of its states .*, got a gemma2 whose own differ by .*%, because it"
+    ):
         made(folder)
 
 

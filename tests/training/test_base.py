@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from smalti.lm.adapters import Lora, train_part
+from smalti.lm.model import SharedLM
+from smalti.lm.vocabulary import Vocabulary
+from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 from smalti.training.base import TrainingModule
 from smalti.training.guard import DivergedError, GuardSettings, StepGuard
 from smalti.training.optimizer import MuonAdamW, OptimizerSettings, Trained, parameter_groups, schedule
@@ -244,6 +248,21 @@ def descend(module, optimizers, steps=5):
         module(torch.randn(8, 4, generator=generator)).square().mean().backward()
         for optimizer in optimizers:
             optimizer.step()
+
+
+def test_new_rows_adapters_and_classifiers_are_no_matrices():
+    spec = CodeSpec(CodeLayout("grid", (2, 2)), (Codebook("pixel", 7, 2),))
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    backbone, words = {"model_type": "llama", **sizes}, Vocabulary.train(["a red circle"])
+    model = SharedLM.build(backbone, words, spec, "f00d", {"kind": "parallel"}, new_rows=True)
+    train_part(model, Lora(rank=2))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    settings = OptimizerSettings(muon=0.02, weight_decay=0.05)
+    groups = parameter_groups("model", Trained(model, 0.1), settings)
+    kinds = {names[id(p)]: "muon" if g["muon"] else g["weight_decay"] for g in groups for p in g["params"]}
+    assert "muon" not in kinds.values()
+    assert {kinds["new_inputs"], kinds["new_outputs"]} == {0.0}
+    assert kinds["head.classifiers.0.weight"] == kinds[next(name for name in kinds if ".lora_A." in name)] == 0.05
 
 
 def test_muon_and_adamw_step_as_they_do_alone():
