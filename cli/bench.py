@@ -1,4 +1,5 @@
-"""``smalti bench``: tokenizers trained alike, in one table: by themselves, or each under the same language model."""
+"""``smalti bench``: tokenizers trained alike, in one table, by themselves or each under the same language model; and
+language models trained in several ways, with several seeds."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -18,6 +19,7 @@ from ..eval.comparison import ComparisonData, compare_tokenizer, comparison_prot
 from ..eval.comparison_report import write_comparison
 from ..eval.extractor import TeacherFeatures
 from ..eval.lm_comparison import read_scored, write_lm_comparison
+from ..eval.variants import write_variants
 from ..lm.vocabulary import Vocabulary
 from ..training.lm_speed import StepSpeed, step_speed
 from ..training.recipe import Recipe, Stage, read_yaml, stages_of, timings
@@ -32,7 +34,8 @@ _LAST = "comparison"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti bench``."""
-    parser.add_argument("what", choices=list(BENCHES), help="what is compared: tokenizers, or language models on them")
+    told = "what is compared: tokenizers, language models on them, or ways of training one"
+    parser.add_argument("what", choices=list(BENCHES), help=told)
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="YAML: the families and what they share")
     parser.add_argument("--folder", metavar="DIR", help="where to write instead of the folder that the file names")
     parser.add_argument("--list", action="store_true", help="show the stages and which of them would run; run none")
@@ -58,14 +61,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def bench_recipe(what: str, path: str | Path, folder: str | Path | None = None) -> Recipe:
-    """The recipe that a comparison stands for: what comes before, the stages of each family, and the comparison.
+    """The recipe that a comparison stands for: what comes before, the stages of what is compared, and the comparison.
 
     Args:
         what: is compared, a name in :data:`BENCHES`.
-        path: YAML with ``folder``; ``before``, stages as in a recipe; ``training``, the arguments of ``smalti fit``
-            that all share (``model``, ``data``, ``trainer``); ``families``, for each name the arguments of
-            :class:`~smalti.training.tokenizer.TokenizerTraining` that are its own, ``tokenizer`` among them; the keys
-            of the kind; and ``compare``, the other arguments of its comparison.
+        path: YAML with ``folder``; ``before``, stages as in a recipe; the keys of the kind; and ``compare``, the other
+            arguments of its comparison. Families of tokenizers have ``training``, the arguments of ``smalti fit`` that
+            all share (``model``, ``data``, ``trainer``), and ``families``, for each name the arguments of
+            :class:`~smalti.training.tokenizer.TokenizerTraining` that are its own, ``tokenizer`` among them. Variants
+            have ``lm``, likewise, ``variants``, for each name the arguments of
+            :class:`~smalti.training.lm.LanguageModelTraining` that are its own, and ``seeds`` to train each with.
         folder: where to write instead of the folder that the file names.
 
     Raises:
@@ -73,21 +78,13 @@ def bench_recipe(what: str, path: str | Path, folder: str | Path | None = None) 
         ValueError: a file of another form; the sentence names the key.
     """
     bench, data = BENCHES[what], read_yaml(path)
-    keys = ("folder", "before", "training", "families", *bench.keys, "compare")
+    keys = ("folder", "before", *bench.keys, "compare")
     if not isinstance(data, dict) or set(data) != set(keys):
         came = ", ".join(map(str, data)) if isinstance(data, dict) else type(data).__name__
         raise UsageError(f"{path} must be a mapping with {', '.join(keys)}, got {came}; correct it")
-    families = data["families"]
-    if not isinstance(families, dict) or len(families) < 2:
-        raise UsageError(f"{path} must name at least two families to compare, got {families}; add some")
-    for name, own in families.items():
-        if not isinstance(own, dict) or "tokenizer" not in own:
-            raise UsageError(f"family {name!r} in {path} must have a tokenizer, got {own}; add it")
-    stages = list(stages_of(data["before"] or {}))
-    for name, own in families.items():
-        stages += [_tokenizer(name, own, data["training"]), *bench.stages(name, data)]
+    stages = [*stages_of(data["before"] or {}), *bench.stages(str(path), data)]
     files = tuple(f"{what}.{kind}" for kind in ("json", "html", "png", "md"))
-    stages.append(Stage(_LAST, "compare", {**bench.reads(list(families)), **data["compare"]}, files))
+    stages.append(Stage(_LAST, "compare", {**bench.reads(data), **data["compare"]}, files))
     return Recipe(Path(folder or str(data["folder"])), tuple(stages))
 
 
@@ -150,6 +147,25 @@ def compare_lm(folder: Path, scores: dict[str, str], training: dict[str, str], t
     write_lm_comparison(folder, title, rows, timed, how, seconds)
 
 
+def compare_variants(folder: Path, scores: dict[str, list[str]], models: dict[str, list[str]], title: str) -> None:
+    """Put means and spreads over seeds of language models that were trained in different ways beside each other.
+
+    Args:
+        folder: of the stage.
+        scores: folders of ``score`` stages by variant, one for each seed.
+        models: folders of the models that were scored, in the same order.
+        title: of the page.
+    """
+    runs = {
+        name: [
+            read_scored(f"{name} {number}", scored, model)
+            for number, (scored, model) in enumerate(zip(scores[name], models[name], strict=True))
+        ]
+        for name in scores
+    }
+    write_variants(folder, title, runs)
+
+
 def time_step_apart(configuration: str, steps: int) -> StepSpeed:
     """As :func:`time_step`, in a process of its own, so that nothing that ran before counts."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -180,9 +196,46 @@ class Bench:
     """One kind of comparison: what its file has and what becomes of it."""
 
     keys: tuple[str, ...]  #: of the file, besides those that every kind has
-    stages: Callable[[str, Mapping[str, Any]], list[Stage]]  #: of a family (name, file) after its tokenizer
-    reads: Callable[[Sequence[str]], dict[str, Any]]  #: the arguments of ``compare`` that name stages of the families
+    stages: Callable[[str, Mapping[str, Any]], list[Stage]]  #: of what is compared, from the file's name and content
+    reads: Callable[[Mapping[str, Any]], dict[str, Any]]  #: the arguments of ``compare`` that name those stages
     compare: Callable[..., None]  #: measures and writes the files
+
+
+def _families(
+    path: str, data: Mapping[str, Any], after: Callable[[str, Mapping[str, Any]], list[Stage]]
+) -> list[Stage]:
+    """The stages of every family: its tokenizer, and what comes after it."""
+    families, stages = data["families"], list[Stage]()
+    if not isinstance(families, dict) or len(families) < 2:
+        raise UsageError(f"{path} must name at least two families to compare, got {families}; add some")
+    for name, own in families.items():
+        if not isinstance(own, dict) or "tokenizer" not in own:
+            raise UsageError(f"family {name!r} in {path} must have a tokenizer, got {own}; add it")
+        stages += [_tokenizer(name, own, data["training"]), *after(name, data)]
+    return stages
+
+
+def _variants(path: str, data: Mapping[str, Any]) -> list[Stage]:
+    """A language model and its scores for every variant and seed."""
+    variants, seeds, shared, stages = data["variants"], data["seeds"], _run("lm", data["lm"]), list[Stage]()
+    if not isinstance(variants, dict) or len(variants) < 2:
+        raise UsageError(f"{path} must name at least two variants to compare, got {variants}; add some")
+    if not isinstance(seeds, list) or not seeds or len(set(seeds)) != len(seeds):
+        raise UsageError(f"seeds in {path} must be a list of different numbers, got {seeds}; name one at least")
+    for name, own in variants.items():
+        for seed in seeds:
+            model = f"{name}-{seed}"
+            fixed = {"seed": seed, "save_to": f"${{{model}}}/model"}
+            arguments = _joined(f"variants.{name}", {**shared["model"], **(own or {})}, fixed)
+            fit = {**shared, "model": {"class_path": "LanguageModelTraining", "init_args": arguments}}
+            stages.append(Stage(model, "fit", fit))
+            scored = {"model": f"${{{model}}}/model", "settings": data["score"]}
+            stages.append(Stage(f"{model}-scores", "score", scored))
+    return stages
+
+
+def _runs(data: Mapping[str, Any], of: str) -> dict[str, list[str]]:
+    return {name: [of.format(f"{name}-{seed}") for seed in data["seeds"]] for name in data["variants"]}
 
 
 def _tokenizer(name: str, own: dict[str, Any], shared: Any) -> Stage:
@@ -237,18 +290,24 @@ def _joined(place: str, shared: Any, own: dict[str, str]) -> dict[str, Any]:
 #: What can be compared, by the name on the command line.
 BENCHES = {
     "tokenizers": Bench(
-        (),
-        lambda name, data: [],
-        lambda names: {"models": {name: f"${{{name}}}/model" for name in names}},
+        ("training", "families"),
+        lambda path, data: _families(path, data, lambda name, data: []),
+        lambda data: {"models": {name: f"${{{name}}}/model" for name in data["families"]}},
         compare,
     ),
     "lm": Bench(
-        ("codes", "lm", "score"),
-        _language_model,
-        lambda names: {
-            "scores": {name: f"${{{name}-scores}}" for name in names},
-            "training": {name: f"${{{name}-lm}}" for name in names},
+        ("training", "families", "codes", "lm", "score"),
+        lambda path, data: _families(path, data, _language_model),
+        lambda data: {
+            "scores": {name: f"${{{name}-scores}}" for name in data["families"]},
+            "training": {name: f"${{{name}-lm}}" for name in data["families"]},
         },
         compare_lm,
+    ),
+    "variants": Bench(
+        ("lm", "variants", "seeds", "score"),
+        _variants,
+        lambda data: {"scores": _runs(data, "${{{}-scores}}"), "models": _runs(data, "${{{}}}/model")},
+        compare_variants,
     ),
 }

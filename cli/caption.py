@@ -11,7 +11,6 @@ from .pictures import find_pictures, load_pictures
 from .progress import Bar
 
 _BATCH = 16
-_MOST_BEAMS = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("picture", nargs="+", help="pictures, or folders of them")
     parser.add_argument(
         "--beams",
-        type=number(least=1, most=_MOST_BEAMS),
+        type=number(least=1),
         default=1,
         help="sentences followed at a time, of which the likeliest is given; more take longer (default: 1)",
     )

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     own = model_sampling(pipeline.lm)
     sampling = replace(own, **given, **({"temperatures": None} if args.temperature is not None else {}))
     for prompt in prompts:
-        pipeline.lm.vocabulary.encode(prompt)
+        pipeline.condition(prompt)
     jobs = [(prompt, args.seed + offset) for prompt in prompts for offset in range(args.count)]
     pictures = draw_pictures(pipeline, jobs, sampling, args.batch)
     labels = [prompt if args.count == 1 else f"{prompt} (seed {seed})" for prompt, seed in jobs]

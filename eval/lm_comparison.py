@@ -110,13 +110,14 @@ def write_lm_comparison(
     Raises:
         ValueError: scores of different protocols, or one that is not finite; the sentence names the field.
     """
-    protocol = _protocol(rows, how or {})
+    named = {**(how or {}), "tokenizers": [row.name for row in rows]}
+    protocol = shared_protocol(rows, "tokenizers under one language model", named)
     numbers = {row.name: {**row.numbers, **(timed or {}).get(row.name, {})} for row in rows}
     models = {
         row.name: "{tokenizer} {tokenizer_fingerprint}, LM {lm_hash}".format_map(row.result.model) for row in rows
     }
     write_result(folder / "lm.json", numbers, protocol, models)
-    table, sheet = table_of(numbers, COLUMNS), _sheet(rows)
+    table, sheet = table_of(numbers, COLUMNS), drawn_sheet(rows)
     save_png(sheet, folder / "lm.png")
     page = Report(
         title,
@@ -151,7 +152,17 @@ def _score(result: Result, keys: Sequence[str], path: Path) -> float:
     return float(value)
 
 
-def _protocol(rows: Sequence[Scored], how: Mapping[str, Any]) -> Protocol:
+def shared_protocol(rows: Sequence[Scored], task: str, how: Mapping[str, Any]) -> Protocol:
+    """How all of them were scored.
+
+    Args:
+        rows: at least one.
+        task: what they are compared in.
+        how: what else the protocol says.
+
+    Raises:
+        ValueError: scores of different protocols; the sentence names two rows and the field.
+    """
     first = rows[0]
     for row in rows[1:]:
         try:
@@ -159,8 +170,7 @@ def _protocol(rows: Sequence[Scored], how: Mapping[str, Any]) -> Protocol:
         except ValueError as error:
             raise ValueError(f"scores of {first.name} and {row.name}: {error}") from error
     shared = first.result.protocol
-    extra = {**shared.extra, **how, "scores": shared.task, "tokenizers": [row.name for row in rows]}
-    return replace(shared, task="tokenizers under one language model", extra=extra)
+    return replace(shared, task=task, extra={**shared.extra, **how, "scores": shared.task})
 
 
 def _tasks(rows: Sequence[Scored]) -> Table:
@@ -187,8 +197,8 @@ def _kinds(rows: Sequence[Scored]) -> Table:
     return Table(["tokenizer", *kinds], lines, frozenset(range(1, len(kinds) + 1)))
 
 
-def _sheet(rows: Sequence[Scored], shown: int = 8) -> Image.Image:
-    """A row for every tokenizer: its name, and what it draws for prompts spread over all."""
+def drawn_sheet(rows: Sequence[Scored], shown: int = 8) -> Image.Image:
+    """A row for each: its name, and what it draws for prompts spread over all."""
     per_prompt = int((rows[0].result.protocol.sampler or {}).get("per_prompt", 1))
     chosen = [at * per_prompt for at in spread(len(rows[0].evidence.verdicts) // per_prompt, shown)]
     scale = max(1, 128 // rows[0].evidence.samples.shape[1])

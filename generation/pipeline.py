@@ -18,7 +18,7 @@ from ..lm.model import SharedLM
 from ..lm.sequences import Rows
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
-from .sampler import Sampling, sample_codes
+from .sampler import Condition, Sampling, sample_codes
 from .text import ANSWER, GREEDY, Normalize, TextSampling, choose, write_text
 
 #: What a pipeline folder holds, besides ``model_index.json``.
@@ -55,7 +55,7 @@ class TextToImagePipeline(DiffusionPipeline):
         """One picture per prompt.
 
         Args:
-            prompt: one or several prompts.
+            prompt: one or several prompts: sentences, or the numbers of classes for a model of classes.
             generator: a seed that every prompt starts from, or one CPU generator per prompt; the codes of a picture
                 depend on its prompt and its generator, not on the rest of the batch, but for rounding: larger batches
                 round differently, so equal bytes need ``batch_size=1``.
@@ -82,15 +82,14 @@ class TextToImagePipeline(DiffusionPipeline):
         if not prompts:
             raise ValueError("at least one prompt is needed, got none; pass a sentence or a list of them")
         generators = _generators(generator, len(prompts))
-        for text in prompts:
-            self.lm.vocabulary.encode(text)
+        conditions = [self.condition(text) for text in prompts]
         self.set_progress_bar_config(disable=not progress, leave=False)
         images: list[Tensor] = []
         bar: Any = self.progress_bar(total=len(prompts))  # pyright: ignore[reportCallIssue]: typed as a decorator
         with bar:
             for start in range(0, len(prompts), batch_size):
                 part = slice(start, start + batch_size)
-                codes = sample_codes(self.lm, prompts[part], generators[part], sampling)
+                codes = sample_codes(self.lm, conditions[part], generators[part], sampling)
                 images.append(self.tokenizer.decode(codes).float().cpu())
                 bar.update(len(prompts[part]))
         return torch.cat(images)
@@ -178,6 +177,20 @@ class TextToImagePipeline(DiffusionPipeline):
             )
         asked = [self.lm.layout.question(question) for question in questions]
         return [Rows(torch.cat(pair)) for pair in zip(self._read(ids), asked, strict=True)]
+
+    def condition(self, prompt: str) -> Condition:
+        """What a prompt is to the language model: the sentence, or for a model of classes the number that it spells.
+
+        Raises:
+            ValueError: words the vocabulary lacks, or no class of the model.
+        """
+        classes = self.lm.config.classes
+        if not classes:
+            self.lm.vocabulary.encode(prompt)
+            return prompt
+        if not prompt.isdecimal() or int(prompt) >= classes:
+            raise ValueError(f"this model draws classes in [0, {classes}), got {prompt!r}; prompt it with a number")
+        return int(prompt)
 
     def _read(self, ids: Tensor) -> list[Tensor]:
         return [self.lm.layout.image(row) for row in ids.cpu()]

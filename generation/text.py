@@ -130,8 +130,8 @@ def write_text(model: SharedLM, prompts: Sequence[Rows], sampling: TextSampling 
         model: the language model, in eval mode.
         prompts: rows of its layout.
         sampling: greedily by default.
-        seed: of what is drawn, where anything is; the generators of torch are afterwards as they were. A text drawn
-            depends on its seed and on the other prompts of the call.
+        seed: of what is drawn, where anything is. The global generators, of the CPU and of CUDA, are afterwards as
+            they were. A text that is drawn depends on the seed and on the other prompts of the call.
 
     Raises:
         ValueError: a vocabulary without text, or prompts that leave no room for as many tokens.

@@ -10,6 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face library 
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from smalti.data.scenes import Scenes
 from smalti.data.tokens import TokenRecord, TokenStore
@@ -17,6 +19,7 @@ from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.quantizers import VectorQuantizer
 from smalti.tokenizers.vq import VQTokenizer
+from smalti.training.encode import texts_of
 
 torch.set_num_threads(1)
 
@@ -79,21 +82,36 @@ def laid_over(value: Any, other: Any) -> Any:
     return value | {name: laid_over(value.get(name), item) for name, item in other.items()}
 
 
+def checkpoint(folder: Path, texts: list[str]) -> None:
+    """A small language model of 64 rows with a tokenizer of whole words, as another project saves them."""
+    words = ["[UNK]", *sorted({word for text in texts for word in text.split()})]
+    pieces = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]").save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=64, max_position_embeddings=2048, num_key_value_heads=1, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, dict[str, Any]], dict[str, Any]]:
     """A configuration on pictures of the embedded world; of a published model also in its tiny size, on one device."""
     folder = tmp_path_factory.mktemp("vocabulary")
     scenes = Scenes("full", "train", 600)
     Vocabulary.train([scenes.caption(index) for index in range(len(scenes))]).save_pretrained(folder)
+    checkpoint(folder / "checkpoint", texts_of(scenes))
     tokenizer = VQTokenizer(ConvEncoder(8, 8, (1, 1), 1), VectorQuantizer(8, 32), ConvDecoder(8, 8, (1, 1), 1), 8)
     tokenizer.save_pretrained(folder / "tokenizer")
-    ids, records = torch.randint(32, (8, tokenizer.spec.positions, 1)), [TokenRecord(str(n)) for n in range(8)]
-    TokenStore(ids, records, tokenizer.spec.to_dict(), tokenizer.fingerprint(), {}).save(folder / "codes")
+    about = (torch.randint(32, (8, tokenizer.spec.positions, 1)), tokenizer.spec.to_dict(), tokenizer.fingerprint())
+    for name, texts in (("codes", map(str, range(8))), ("captioned", map(scenes.caption, range(8)))):
+        records = [TokenRecord(text) for text in texts]
+        TokenStore(about[0], records, about[1], about[2], {}).save(folder / name)
 
     def shrink(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         if path.stem in TINY:
             over = yaml.safe_dump(TINY[path.stem]).replace("VOCABULARY", str(folder))
-            over = over.replace("TOKENIZER", str(folder / "tokenizer")).replace("CODES", str(folder / "codes"))
+            for made in ("tokenizer", "codes", "captioned", "checkpoint"):
+                over = over.replace(made.upper(), str(folder / made))
             config = laid_over(config, yaml.safe_load(over))
             for part in [stage["with"] for stage in config.get("stages", {}).values()] or [config]:
                 part["trainer"] |= {"devices": 1, "num_nodes": 1, "max_steps": 2, "precision": "32-true"}
@@ -119,6 +137,7 @@ def shrunk(tiny: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> Callable[[
         if "compare" not in recipe:
             return recipe
         shared = {name: capped(part, CAPS) for name, part in recipe.items() if name != "before"}
+        shared |= {"seeds": recipe["seeds"][:1]} if "seeds" in recipe else {}
         return recipe | shared | {"compare": capped(recipe["compare"], CAPS | {"count": 60})}
 
     return read

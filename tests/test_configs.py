@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.y*ml"))
 CONTENT = {file: yaml.safe_load(file.read_text()) for file in FILES}
 RECIPES = [file for file in FILES if "stages" in CONTENT[file]]
-BENCHES = [file for file in FILES if "families" in CONTENT[file]]
+BENCHES = [file for file in FILES if "compare" in CONTENT[file]]
 CONFIGURATIONS = [file for file in FILES if file not in RECIPES + BENCHES]
 
 #: Numbers that a configuration is trained with, wherever they stand; what decides a shape stays as it is.
@@ -139,7 +139,9 @@ def test_the_arguments_of_a_comparison_are_accepted_as_they_stand(file, monkeypa
     assert main(["bench", compared(file), "-c", str(file), "--list"]) == 0
     lines = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert lines[: len(CONTENT[file]["before"])] == list(CONTENT[file]["before"])
-    assert [line for line in lines if line in CONTENT[file]["families"]] == list(CONTENT[file]["families"])
+    content = CONTENT[file]
+    named = content.get("families") or [f"{name}-{seed}" for name in content["variants"] for seed in content["seeds"]]
+    assert [line for line in lines if line in named] == list(named)
     assert lines[-1] == "comparison"
     assert list(tmp_path.iterdir()) == []
 
@@ -156,6 +158,6 @@ def test_a_comparison_runs_from_end_to_end(file, shrunk, monkeypatch, tmp_path):
     folder = tmp_path / "run"
     assert main(["bench", what, "-c", str(tmp_path / "bench.yaml"), "--folder", str(folder)]) == 0
     scores = read_result(folder / f"{what}.json").scores
-    assert list(scores) == list(config["families"])
+    assert list(scores) == list(config.get("families") or config["variants"])
     for kind in ("html", "png", "md"):
         assert (folder / f"{what}.{kind}").stat().st_size > 0

@@ -27,7 +27,7 @@ class Tuning:
     """
 
     weight: float = 0.25
-    pixel_loss: PixelLoss = field(default_factory=lambda: PixelLoss(1.0, 1.0))
+    pixel_loss: PixelLoss | None = None
     weights: dict[str, float] = field(default_factory=dict)
     learning_rate: float | None = None
 
@@ -121,7 +121,8 @@ def _terms(tuning: Tuning, terms: TrainingTerms, images: Tensor) -> dict[str, Te
         )
     own = {name: tuning.weights.get(name, 1.0) * value for name, value in terms.losses.items()}
     kept = {name: value for name, value in own.items() if tuning.weights.get(name, 1.0)}
-    return {**tuning.pixel_loss(terms.reconstruction, images), **kept}
+    pixel_loss = tuning.pixel_loss or PixelLoss(1.0, 1.0)
+    return {**pixel_loss(terms.reconstruction, images), **kept}
 
 
 @torch.no_grad()

@@ -131,6 +131,52 @@ def test_files_of_language_models_of_another_form(tmp_path, changed, message):
         bench_recipe("lm", written(tmp_path, LM_FILE, **changed))
 
 
+VARIANTS = {
+    "folder": "somewhere",
+    "before": {"vocabulary": {"run": "vocabulary", "with": {"source": "x"}}},
+    "lm": {"model": {"reading": 0.5}, "data": {"class_path": "PictureTextData"}, "trainer": {"max_steps": 3}},
+    "variants": {"frozen": None, "tuned": {"tune_tokenizer": True}},
+    "seeds": [0, 7],
+    "score": {"world": "small"},
+    "compare": {"title": "both"},
+}
+
+
+def test_variants_are_trained_with_every_seed(tmp_path):
+    recipe = bench_recipe("variants", written(tmp_path, VARIANTS))
+    runs = [f"{name}-{seed}" for name in ("frozen", "tuned") for seed in (0, 7)]
+    names = [name for run in runs for name in (run, f"{run}-scores")]
+    assert [stage.name for stage in recipe.stages] == ["vocabulary", *names, "comparison"]
+    stages = {stage.name: stage for stage in recipe.stages}
+    common = {"reading": 0.5, "seed": 7, "save_to": "${tuned-7}/model"}
+    assert stages["tuned-7"].arguments == {
+        "model": {"class_path": "LanguageModelTraining", "init_args": {**common, "tune_tokenizer": True}},
+        "data": {"class_path": "PictureTextData"},
+        "trainer": {"max_steps": 3},
+    }
+    assert stages["frozen-0-scores"].arguments == {"model": "${frozen-0}/model", "settings": {"world": "small"}}
+    assert stages["comparison"].arguments == {
+        "scores": {name: [f"${{{name}-{seed}-scores}}" for seed in (0, 7)] for name in ("frozen", "tuned")},
+        "models": {name: [f"${{{name}-{seed}}}/model" for seed in (0, 7)] for name in ("frozen", "tuned")},
+        "title": "both",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"variants": {"one": {}}}, "at least two variants to compare, got .*; add some"),
+        ({"seeds": []}, r"must be a list of different numbers, got \[\]; name one at least"),
+        ({"seeds": [1, 1]}, r"must be a list of different numbers, got \[1, 1\]"),
+        ({"lm": {}}, "lm must have model, data and trainer, got"),
+        ({"variants": {"a": {"seed": 3}, "b": {}}}, "variants.a must be a mapping without seed, save_to, which every"),
+    ],
+)
+def test_files_of_variants_of_another_form(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        bench_recipe("variants", written(tmp_path, VARIANTS, **changed))
+
+
 @pytest.fixture
 def configuration(model, tmp_path):
     """The ``fit.yaml`` of a language model on four coded pictures."""

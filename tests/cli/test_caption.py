@@ -46,7 +46,7 @@ def test_beams(model, pictures, answers, fails, tmp_path):
     lines = [f"{path}: {text}" for path, text in zip(pictures, expected, strict=False)]
     assert answers("caption", *pictures[:2], "--beams", 4, "--model", tmp_path / "lively") == lines
     assert expected != lively.caption(tensors(pictures[:2]))
-    assert "--beams must be a whole number, at least 1, at most 64, got '0'" in fails("caption", "a.png", "--beams", 0)
+    assert "--beams must be a whole number, at least 1, got '0'" in fails("caption", "a.png", "--beams", 0)
 
 
 def test_answers(model, pipeline, pictures, answers):
@@ -90,6 +90,8 @@ def test_wrong_pictures(model, tmp_path, pictures, fails):
 def test_wrong_questions(model, pictures, fails):
     assert "got 'tringles'" in fails("ask", pictures[0], "how many tringles", "--model", model)
     assert "got 'ten'" in fails("ask", pictures[0], "how many squares", "--choices", "two,ten", "--model", model)
+    line = fails("ask", pictures[0], "how many " * 1100, "--model", model)
+    assert "must have at most 2048 tokens in this model, got 2221 and 8; shorten the question" in line
     assert "every question must have words, got ['how many squares', ' ']; ask something" in fails(
         "ask", pictures[0], "how many squares", " ", "--model", model
     )

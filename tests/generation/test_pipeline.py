@@ -168,3 +168,16 @@ def test_another_tokenizer_is_refused(pipe, tmp_path):
     other.save_pretrained(tmp_path / "model" / "tokenizer")
     with pytest.raises(ValueError, match=r"load the tokenizer it was trained with or train it again"):
         TextToImagePipeline.from_pretrained(tmp_path / "model")
+
+
+def test_a_model_of_classes_is_prompted_with_numbers(tmp_path):
+    codes = tokenizer()
+    lm = SharedLM.build(LLAMA, Vocabulary(None), codes.spec, codes.fingerprint(), classes=3)
+    TextToImagePipeline(codes, lm).save_pretrained(tmp_path / "classes")
+    loaded = TextToImagePipeline.from_pretrained(tmp_path / "classes")
+    drawn = loaded.generate(["0", "2"], 5, progress=False)
+    assert drawn.shape == (2, 3, *codes.image_size)
+    torch.testing.assert_close(drawn[1], loaded.generate("2", 5, progress=False)[0])
+    for wrong in ("3", "a dog", "-1"):
+        with pytest.raises(ValueError, match=rf"draws classes in \[0, 3\), got '{wrong}'; prompt it with a number"):
+            loaded.generate(wrong)

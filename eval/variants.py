@@ -1,0 +1,89 @@
+"""Ways of training beside each other, each with several seeds: means and spreads from the score files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from .comparison_report import write_markdown
+from .lm_comparison import Scored, drawn_sheet, shared_protocol
+from .protocol import write_result
+from .report import Report, Table, write_report
+from .sheets import save_png
+
+#: Titles of the columns, the number each shows, and how it is written.
+COLUMNS = (
+    ("questions", "questions", "{:.3f}"),
+    ("PSNR dB", "psnr", "{:.2f}"),
+    ("captions", "captions", "{:.3f}"),
+    ("SceneEval", "scene_eval", "{:.3f}"),
+    ("ceiling", "ceiling", "{:.3f}"),
+)
+
+
+def summary(values: Sequence[float]) -> dict[str, object]:
+    """Mean and sample standard deviation (0 for one value) of what several runs reached, beside each of them."""
+    ends = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0}
+    return {**ends, "runs": {str(number): value for number, value in enumerate(values)}}
+
+
+def write_variants(
+    folder: Path, title: str, runs: Mapping[str, Sequence[Scored]], how: Mapping[str, object] | None = None
+) -> str:
+    """Write ``variants.json``, ``variants.html``, ``variants.png`` and ``variants.md``.
+
+    Args:
+        folder: of the files.
+        title: of the page.
+        runs: by variant, one for each seed, all scored alike.
+        how: what else the protocol says.
+
+    Returns:
+        The table in Markdown.
+
+    Raises:
+        ValueError: scores of different protocols, or one that is not finite; the sentence names the field.
+    """
+    every = [run for scored in runs.values() for run in scored]
+    protocol = shared_protocol(every, "ways of training a language model", {**(how or {}), "variants": list(runs)})
+    names = [number for _, number, _ in COLUMNS]
+    found = {
+        variant: {number: summary([run.numbers[number] for run in scored]) for number in names}
+        for variant, scored in runs.items()
+    }
+    models = {
+        run.name: "{tokenizer} {tokenizer_fingerprint}, LM {lm_hash}".format_map(run.result.model) for run in every
+    }
+    write_result(folder / "variants.json", found, protocol, models)
+    sheet = drawn_sheet([scored[0] for scored in runs.values()])
+    save_png(sheet, folder / "variants.png")
+    table = _table(runs)
+    page = Report(
+        title,
+        f"{len(runs)} variants, {len(every)} runs, on {protocol.dataset}",
+        protocols={"all numbers": protocol},
+        tables={"Mean and standard deviation over seeds": table, "Every run": _runs(every)},
+        sheets={"What the first run of each draws for the same prompts": sheet},
+    )
+    write_report(folder / "variants.html", page)
+    return write_markdown(folder / "variants.md", table)
+
+
+def _table(runs: Mapping[str, Sequence[Scored]]) -> Table:
+    lines = []
+    for variant, scored in runs.items():
+        cells = [variant, str(len(scored))]
+        for _, number, shape in COLUMNS:
+            values = [run.numbers[number] for run in scored]
+            spread = stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{shape.format(fmean(values))} ± {shape.format(spread)}")
+        lines.append(cells)
+    return Table(
+        ["variant", "seeds", *(title for title, _, _ in COLUMNS)], lines, frozenset(range(1, 2 + len(COLUMNS)))
+    )
+
+
+def _runs(runs: Sequence[Scored]) -> Table:
+    lines = [[run.name, *(shape.format(run.numbers[number]) for _, number, shape in COLUMNS)] for run in runs]
+    return Table(["run", *(title for title, _, _ in COLUMNS)], lines, frozenset(range(1, 1 + len(COLUMNS))))
