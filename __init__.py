@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .generation.pipeline import TextToImagePipeline
     from .generation.sampler import Sampling
+    from .generation.text import TextSampling
     from .lm.model import SharedLM
     from .lm.vocabulary import Vocabulary
     from .tokenizers.base import VisualTokenizer
@@ -34,6 +35,7 @@ _HOMES = {
     "SharedLM": "lm.model",
     "SlotTokenizer": "tokenizers.slot",
     "SoftTokenizer": "tokenizers.soft",
+    "TextSampling": "generation.text",
     "TextToImagePipeline": "generation.pipeline",
     "TokenFlowTokenizer": "tokenizers.tokenflow",
     "UniTokTokenizer": "tokenizers.unitok",
@@ -54,6 +56,7 @@ __all__ = [
     "SharedLM",
     "SlotTokenizer",
     "SoftTokenizer",
+    "TextSampling",
     "TextToImagePipeline",
     "TokenFlowTokenizer",
     "UniTokTokenizer",

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from .comparison_report import write_markdown
 from .lm_comparison import Scored, drawn_sheet, shared_protocol
-from .protocol import write_result
+from .protocol import Scores, write_result
 from .report import Report, Table, write_report
 from .sheets import save_png
 
@@ -22,9 +22,9 @@ COLUMNS = (
 )
 
 
-def summary(values: Sequence[float]) -> dict[str, object]:
+def summary(values: Sequence[float]) -> dict[str, float | Scores]:
     """Mean and sample standard deviation (0 for one value) of what several runs reached, beside each of them."""
-    ends = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0}
+    ends: dict[str, float | Scores] = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0}
     return {**ends, "runs": {str(number): value for number, value in enumerate(values)}}
 
 
@@ -48,7 +48,7 @@ def write_variants(
     every = [run for scored in runs.values() for run in scored]
     protocol = shared_protocol(every, "ways of training a language model", {**(how or {}), "variants": list(runs)})
     names = [number for _, number, _ in COLUMNS]
-    found = {
+    found: dict[str, Scores] = {
         variant: {number: summary([run.numbers[number] for run in scored]) for number in names}
         for variant, scored in runs.items()
     }

@@ -61,15 +61,16 @@ class Coder(nn.Module):
     def __init__(self, tokenizer: VisualTokenizer, tuning: Tuning | None = None) -> None:
         super().__init__()
         self.tuning = tuning
-        self._resting = [tokenizer.eval()]  # in a list: not part of the checkpoint
-        self.tuned = None if tuning is None else tokenizer
+        self._tokenizer = [tokenizer.eval()]  # in a list: not part of the checkpoint
+        self.tuned = None
         if tuning is not None:
             _check_lookup(tokenizer)
+            self.tuned = tokenizer.train()  # quantizers pass no gradient in evaluation
 
     @property
     def tokenizer(self) -> VisualTokenizer:
         """The tokenizer, whether or not it is tuned."""
-        return self._resting[0]
+        return self._tokenizer[0]
 
     def forward(self, items: Sequence[Mapping[str, Any]], device: torch.device) -> Coded:
         """Codes of a batch of items; in training with the terms of a tokenizer that is tuned."""

@@ -98,6 +98,17 @@ def test_a_tuned_tokenizer_is_read_through_its_embedding():
     torch.testing.assert_close(coded.losses["quantizer"], 0.5 * 2.0 * terms.losses["quantizer"])
 
 
+@pytest.mark.parametrize(
+    "quantizer", [GradientQuantizer(4, 16), VectorQuantizer(4, 16), VectorQuantizer(4, 16, 2, shared=True)]
+)
+def test_every_quantizer_lets_the_gradient_through(quantizer):
+    coder = Coder(tokenizer(quantizer), Tuning())
+    assert coder.tuned.training
+    coded = coder(items(), torch.device("cpu"))
+    torch.stack(list(coded.read_as)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in coder.tuned.encoder.parameters())
+
+
 def test_the_loss_of_the_language_model_reaches_codebook_and_encoder(folder):
     found = module(folder, tune_tokenizer=True, tuning=Tuning(weight=0.0), reading=1.0).train()
     found.log_dict = lambda *args, **options: None
@@ -181,9 +192,7 @@ def test_classes_are_numbers_in_captions(folder):
             learner.training_loss([{"ids": ids, "caption": text, "questions": ()}])
 
 
-@pytest.mark.parametrize(
-    ("text", "classes", "came"), [(True, 3, "a vocabulary and 3"), (False, 0, "no vocabulary")]
-)
+@pytest.mark.parametrize(("text", "classes", "came"), [(True, 3, "a vocabulary and 3"), (False, 0, "no vocabulary")])
 def test_text_or_classes(folder, text, classes, came):
     words = Vocabulary.train(["a"]) if text else None
     with pytest.raises(ValueError, match=f"learns from text or from classes, got {came}"):
