@@ -20,6 +20,7 @@ COMMANDS = {
     "encode": ("encode", "turn pictures into a file of codes"),
     "decode": ("decode", "turn a file of codes back into pictures"),
     "import": ("weights", "turn a checkpoint of another project into a folder of ours"),
+    "export": ("export", "write a language model as a plain folder of transformers, for other engines"),
     "run": ("run", "carry out a recipe: every stage from data to report, resumable"),
     "bench": ("bench", "train tokenizers, or language models on them, alike and compare them in one table"),
     "doctor": ("doctor", "say what is wrong with a run or a tokenizer, and what helps"),

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ..tokenizers.codes import CodeSpec
 from .sequences import TEXT, Batch
 from .tables import Table
-from .vocabulary import SPECIALS, Vocabulary
+from .vocabulary import Vocabulary
 
 Classifiers = Literal["rows", "column"]
 Inputs = Literal["each", "sum"]
@@ -83,7 +83,7 @@ class CodeHead(nn.Module):
     def __init__(self, vocabulary: Vocabulary, spec: CodeSpec, per_step: int) -> None:
         super().__init__()
         self.spec, self.per_step = spec, per_step
-        self.text = Block(range(vocabulary.text_size + len(SPECIALS) if vocabulary.text_size else 0))
+        self.text = Block(range(vocabulary.text_size + len(vocabulary.specials)))
         self.stop = vocabulary.special("</image>") if spec.dynamic else None
         self.blocks = [Block(vocabulary.block(book.name)) for book in spec.columns]
         self.blocks[0] = replace(self.blocks[0], stop=self.stop)
