@@ -142,6 +142,25 @@ def test_tuning_moves_the_tokenizer_and_says_what_it_did_to_reconstruction(folde
     assert len(pipeline.answer_ids(codes.ids, [question] * 3)) == 3
 
 
+def test_a_resumed_run_still_knows_how_the_tokenizer_began(folder, tmp_path):
+    def run(steps, resume=None):
+        steady = OptimizerSettings(1e-2, warmup_steps=0, schedule="constant")
+        place = str(tmp_path / f"model{steps}{resume is None}")
+        learner = module(folder, tune_tokenizer=True, save_to=place, optimizer=steady)
+        made = trainer(tmp_path, max_steps=steps, limit_val_batches=0)
+        made.fit(learner, datamodule=PictureTextData(scenes(), SIDE, scenes(3), batch_size=3), ckpt_path=resume)
+        return made, learner
+
+    half, _ = run(2)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    _, resumed = run(4, tmp_path / "half.ckpt")
+    _, whole = run(4)
+    first, second = resumed.state_dict(), whole.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    told = [json.loads((tmp_path / name / "tuning.json").read_text()) for name in ("model4False", "model4True")]
+    assert told[0] == told[1]
+
+
 def test_pictures_and_stored_codes_teach_the_same(folder, tmp_path):
     saved = VisualTokenizer.from_pretrained(folder)
     encode_source(saved, scenes()).save(tmp_path / "codes")
