@@ -4,8 +4,8 @@
 
 Both train one sequence of text and codes: the plain model by ``labels``, so that every position has logits of the whole
 vocabulary; the shared LM by blocks. Each step runs in a process of its own; memory is what its peak lies above that of
-the process with the model, its optimizer and its gradients in place. Codes that have a head of several columns (four
-here) are beside it.
+the process with the model, its optimizer and its gradients in place. ``flat`` has as many codes as the plain model;
+``depth`` has four at each of as many positions.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def measure(kind: str, args: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=False)
         if index:
             seconds.append(time.perf_counter() - start)
-    print(f"{peak_memory() - before:.1f} {median(seconds):.4f}")
+    print(f"{(peak_memory() - before) / 2**20:.1f} {median(seconds):.4f}")
 
 
 def main() -> None:
