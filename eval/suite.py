@@ -24,7 +24,8 @@ from ..data.scenes import Scenes
 from ..data.transforms import from_uint8, to_uint8
 from ..generation.pipeline import TextToImagePipeline
 from ..generation.sampler import Sampling, model_sampling
-from ..lm.model import SharedLM, SharedLMConfig
+from ..lm.config import SharedLMConfig
+from ..lm.model import SharedLM
 from ..tokenizers.base import VisualTokenizer
 from .metrics import ReconstructionMetrics
 from .protocol import Protocol, state_hash, text_hash, write_result

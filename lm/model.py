@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -14,13 +13,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, initialization
+from transformers import AutoModelForCausalLM, PreTrainedModel, initialization
 from transformers.cache_utils import Cache
 
 from ..data.files import atomic_folder
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import CodeSpec
 from .adapters import has_adapters, merged_state
+from .config import SharedLMConfig, backbone_config
 from .embedding import CodebookEmbedding, CodePositions, VectorProjector, code_embedding, embed_tokens, local_ids
 from .heads import BlockLoss, code_head, default_head, merged
 from .layout import SequenceLayout
@@ -28,49 +28,6 @@ from .positions import places
 from .sequences import CLASS, NONE, TEXT, VECTOR, Batch, Rows
 from .tables import Table
 from .vocabulary import Vocabulary, missing_files
-
-
-class SharedLMConfig(PretrainedConfig):
-    """What a :class:`SharedLM` is made of.
-
-    Args:
-        backbone: fields of a ``transformers`` configuration, ``model_type`` among them.
-        spec: a :class:`CodeSpec` as a dict.
-        vocabulary_size: V, ids of text, specials and codes together.
-        tokenizer_fingerprint: which tokenizer the codes come from.
-        head: how codes are written: ``kind`` and its options, see :func:`~smalti.lm.heads.code_head`.
-        embedding: how codes enter: ``kind`` (``sum`` by default) and its options, see
-            :func:`~smalti.lm.embedding.code_embedding`; ``places``, false for no learned positions and columns.
-        rotary: where steps stand for the backbone's attention, see :mod:`~smalti.lm.positions`.
-        classes: number of classes, for models that are conditioned on one; 0 for none.
-        vectors: fields of a :class:`~smalti.lm.embedding.VectorProjector`, for models that read continuous features.
-        new_rows: keep the rows of specials and codes apart from the backbone's own, which then has its pretrained size.
-        sampling: how codes are drawn where nobody says otherwise: fields of
-            :class:`~smalti.generation.sampler.Sampling`.
-    """
-
-    model_type = "smalti"
-
-    def __init__(
-        self,
-        backbone: dict[str, Any] | None = None,
-        spec: dict[str, Any] | None = None,
-        vocabulary_size: int = 0,
-        tokenizer_fingerprint: str = "",
-        head: dict[str, Any] | None = None,
-        sampling: dict[str, Any] | None = None,
-        embedding: dict[str, Any] | None = None,
-        rotary: str = "sequence",
-        classes: int = 0,
-        vectors: dict[str, Any] | None = None,
-        new_rows: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.backbone, self.spec, self.head = backbone or {}, spec or {}, head or {}
-        self.sampling, self.embedding, self.rotary = sampling or {}, embedding or {}, rotary
-        self.classes, self.vectors, self.new_rows = classes, vectors, new_rows
-        self.vocabulary_size, self.tokenizer_fingerprint = vocabulary_size, tokenizer_fingerprint
-        super().__init__(**kwargs)
 
 
 @dataclass(frozen=True)
@@ -111,7 +68,7 @@ class SharedLM(PreTrainedModel):
                 f"the model was built for {config.vocabulary_size} ids, its vocabulary has {vocabulary.size}; "
                 "load both from the same folder"
             )
-        made = _backbone_config(config, vocabulary)
+        made = backbone_config(config, vocabulary)
         self.backbone: Any = AutoModelForCausalLM.from_config(made) if backbone is None else backbone
         width = int(self.backbone.config.hidden_size)
         self.head = code_head(config.head, vocabulary, self.spec, width)
@@ -461,34 +418,6 @@ class SharedLM(PreTrainedModel):
 def _put(embedded: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
     """``embedded`` ``[B, T, C]`` with rows ``[M, C]`` where ``chosen`` ``[B, T]`` is true."""
     return embedded.masked_scatter(chosen[..., None], values.to(embedded.dtype))
-
-
-def known_fields(kind: str) -> set[str]:
-    """Names of the fields that the configuration of a ``model_type`` has."""
-    family = CONFIG_MAPPING[kind]
-    return {*family().to_dict(), *family.attribute_map, "rope_theta"}
-
-
-def _backbone_config(config: SharedLMConfig, vocabulary: Vocabulary) -> PretrainedConfig:
-    fields = config.backbone
-    kind = str(fields.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        near = ", ".join(get_close_matches(kind, CONFIG_MAPPING, 3)) or "llama, qwen2, gpt2"
-        raise ValueError(f"a backbone needs a model_type that transformers knows, got {kind!r}; near are {near}")
-    family = CONFIG_MAPPING[kind]
-    known = known_fields(kind)  # transformers takes unknown ones in silence
-    for name in fields:
-        if name not in known:
-            near = ", ".join(get_close_matches(name, known, 3)) or "none"
-            raise ValueError(f"a {kind} backbone must have fields of its configuration, got {name!r}; near are {near}")
-    size = vocabulary.text_size if config.new_rows else vocabulary.size
-    ids: dict[str, int | None] = {}
-    if config.new_rows:  # specials have no rows in the backbone's own matrix
-        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    elif vocabulary.text_size:
-        ids = {f"{name}_token_id": vocabulary.special(f"<{name}>") for name in ("bos", "eos")}
-    complete: dict[str, Any] = {**fields, **ids, "vocab_size": size}
-    return family(**complete)
 
 
 def _differences(report: Mapping[str, Any], config: SharedLMConfig) -> str:

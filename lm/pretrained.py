@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..tokenizers.codes import CodeSpec
+from .config import SharedLMConfig, known_fields
 from .embedding import CodebookEmbedding
 from .heads import default_head
-from .model import SharedLM, SharedLMConfig, known_fields
+from .model import SharedLM
 from .vocabulary import Vocabulary
 
 RowPlace = Literal["apart", "joined"]

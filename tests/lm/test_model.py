@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from smalti.lm.config import SharedLMConfig
 from smalti.lm.layout import SequenceLayout
-from smalti.lm.model import SharedLM, SharedLMConfig
+from smalti.lm.model import SharedLM
 from smalti.lm.sequences import TEXT, Batch, Label, Picture, Vectors
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
