@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .generation.pipeline import TextToImagePipeline
-    from .generation.sampler import Sampling
+    from .generation.sampling import Sampling
     from .generation.text import TextSampling
     from .lm.model import SharedLM
     from .lm.vocabulary import Vocabulary
@@ -30,7 +30,7 @@ _HOMES = {
     "Codes": "tokenizers.codes",
     "DualTokenizer": "tokenizers.dual",
     "LavitTokenizer": "tokenizers.lavit",
-    "Sampling": "generation.sampler",
+    "Sampling": "generation.sampling",
     "SeedTokenizer": "tokenizers.seed",
     "SharedLM": "lm.model",
     "SlotTokenizer": "tokenizers.slot",

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from smalti.generation.sampler import Sampling, sample_codes
+from smalti.generation.sampler import sample_codes
+from smalti.generation.sampling import Sampling
 from smalti.lm.model import SharedLM
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec

@@ -13,16 +13,15 @@ from functools import partial
 from statistics import mode
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..generation.sampler import Condition, Sampling, sample_codes
+from ..generation.sampler import Condition
 from ..lm.model import SharedLM
-from ..lm.sequences import Batch, Example, Rows
 from ..lm.vocabulary import Vocabulary
 from ..tokenizers.codes import Codebook, CodeLayout, CodeSpec
+from .forced import Forced
 from .golden import Golden
-from .keymap import Copy, Rule, Split, Under, fill, translate
+from .keymap import Copy, Rule, Split, Under
 
 #: Width of a released size -> heads of its attention, and the guidance that its FID was measured with.
 SIZES: Mapping[int, tuple[int, float]] = {
@@ -80,7 +79,7 @@ def class_model(config: Mapping[str, Any]) -> SharedLM:
         ValueError: ``n_head`` absent at a width that was not released.
     """
     sampling = {"guidance": SIZES[config["dim"]][1]} if config["dim"] in SIZES else {}
-    return _model(config, 1, classes=config["num_classes"], sampling=sampling)
+    return code_model(config, 1, classes=config["num_classes"], sampling=sampling)
 
 
 def caption_model(config: Mapping[str, Any]) -> SharedLM:
@@ -90,7 +89,7 @@ def caption_model(config: Mapping[str, Any]) -> SharedLM:
     """
     count = config["cls_token_num"]
     vectors = {"dim": config["caption_dim"], "bias": False, "activation": "gelu_tanh", "null": count}
-    return _model(config, count, vectors=vectors, sampling={"guidance": 7.5, "top_k": 1000})
+    return code_model(config, count, vectors=vectors, sampling={"guidance": 7.5, "top_k": 1000})
 
 
 def shown(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -114,12 +113,12 @@ def half_split(rows: Tensor, head_dim: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(rows.shape)
 
 
-def rules(model: SharedLM) -> list[Rule]:
-    """Reference names of the whole model."""
+def block_rules(model: SharedLM) -> list[Rule]:
+    """Reference names within a block."""
     config = model.backbone.config
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     reorder = partial(half_split, head_dim=config.head_dim)
-    layer: list[Rule] = [
+    return [
         Split(
             r"attention\.wqkv\.weight",
             "self_attn.{part}_proj.weight",
@@ -134,9 +133,13 @@ def rules(model: SharedLM) -> list[Rule]:
         Copy(r"feed_forward\.w3\.weight", "mlp.up_proj.weight"),
         Copy(r"feed_forward\.w2\.weight", "mlp.down_proj.weight"),
     ]
+
+
+def rules(model: SharedLM) -> list[Rule]:
+    """Reference names of the whole model."""
     return [
         Copy(r"tok_embeddings\.weight", "backbone.model.embed_tokens.weight"),
-        Under(r"layers\.(\d+)\.", r"backbone.model.layers.\1.", layer),
+        Under(r"layers\.(\d+)\.", r"backbone.model.layers.\1.", block_rules(model)),
         Copy(r"norm\.weight", "backbone.model.norm.weight"),
         Copy(r"output\.weight", "backbone.lm_head.weight"),
         Copy(r"cls_embedding\.embedding_table\.weight", "classes.weight"),
@@ -148,11 +151,10 @@ def rules(model: SharedLM) -> list[Rule]:
 
 def replay_classes(golden: Golden) -> dict[str, Tensor]:
     """Outputs of ``llamagen_c2i`` files; see :func:`replay_captions`."""
-    model = _filled(golden, class_model(golden.config))
+    teacher = Forced.of(golden, class_model(golden.config), rules)
     classes: list[Condition] = golden.inputs["class_ids"].tolist()
-    nothing = [model.unconditional(number) for number in classes]
-    free = _logits(model, _forced(model, nothing, golden.inputs["tokens"]))
-    return {"logits_null": free, **_replayed(golden, model, classes)}
+    free = teacher.logits(golden.inputs["tokens"], [None] * len(classes))
+    return {"logits_null": free, **_replayed(golden, teacher, classes)}
 
 
 def replay_captions(golden: Golden) -> dict[str, Tensor]:
@@ -161,12 +163,24 @@ def replay_captions(golden: Golden) -> dict[str, Tensor]:
     The rows of a caption that are padding are left out, which is what masking them does. Tokens come from the sampler
     with its cache; the logits beside them are those of one pass over the tokens just written, for both branches.
     """
-    model = _filled(golden, caption_model(golden.config))
+    teacher = Forced.of(golden, caption_model(golden.config), rules)
+    return _replayed(golden, teacher, captions(golden))
+
+
+def captions(golden: Golden) -> list[Condition]:
+    """The features of every caption of a file, without its padding."""
     rows = zip(golden.inputs["caption"], golden.inputs["caption_mask"].bool(), strict=True)
-    return _replayed(golden, model, [caption[mask] for caption, mask in rows])
+    return [caption[mask] for caption, mask in rows]
 
 
-def _model(config: Mapping[str, Any], conditions: int, **parts: Any) -> SharedLM:
+def code_model(config: Mapping[str, Any], conditions: int, **parts: Any) -> SharedLM:
+    """An untrained Llama of codes in a square grid, as LlamaGen's and those made from it.
+
+    Args:
+        config: see :data:`C2I`.
+        conditions: rows before the codes.
+        parts: fields of :class:`~smalti.lm.config.SharedLMConfig` beside those that all have.
+    """
     width, grid = config["dim"], config["grid"]
     if not config["n_head"] and width not in SIZES:
         raise ValueError(
@@ -187,59 +201,14 @@ def _model(config: Mapping[str, Any], conditions: int, **parts: Any) -> SharedLM
         "tie_word_embeddings": False,
     }
     spec = CodeSpec(CodeLayout("grid", (grid, grid)), (Codebook("pixel", config["vocab_size"]),))
-    head, embedding = {"kind": "flat"}, {"places": False}
-    return SharedLM.build(backbone, Vocabulary(), spec, "", head, embedding=embedding, rotary="axial", **parts)
+    options = {"embedding": {"places": False}, "rotary": "axial", **parts}
+    return SharedLM.build(backbone, Vocabulary(), spec, "", {"kind": "flat"}, **options)
 
 
-def _filled(golden: Golden, model: SharedLM) -> SharedLM:
-    model.eval()
-    fill(model, golden.weights, rules(model), golden.system)
-    return model
-
-
-def _replayed(golden: Golden, model: SharedLM, conditions: Sequence[Condition]) -> dict[str, Tensor]:
-    config, steps = golden.config, model.layout.steps
-    given = [model.layout.prompt(condition) for condition in conditions]
-    batch = _forced(model, given, golden.inputs["tokens"])
+def _replayed(golden: Golden, teacher: Forced, conditions: Sequence[Condition]) -> dict[str, Tensor]:
+    config, steps = golden.config, teacher.model.layout.steps
     runs: dict[str, tuple[float, int]] = {"greedy": (1.0, 0)}  # guidance and how many steps have it
     runs |= {f"greedy_cfg{at}": (scale, steps) for at, scale in enumerate(config["cfg_scales"])}
     if "cfg_interval" in config:  # passes after the one that reads the condition, counted from 0
         runs["greedy_cfg_interval"] = config["cfg_scales"][0], config["cfg_interval"] + 2
-    found = {"logits": _logits(model, batch), **_learned(golden, model, batch)}
-    for name, (guidance, guided) in runs.items():
-        sampling = Sampling(guidance=guidance, temperature=0.0, guided_steps=guided)
-        tokens = sample_codes(model, conditions, [torch.Generator() for _ in conditions], sampling).ids[..., 0]
-        logits = _logits(model, _forced(model, given, tokens))
-        if guided:
-            free = _logits(model, _forced(model, [model.unconditional(one) for one in conditions], tokens))
-            led = free + guidance * (logits - free)
-            logits = torch.cat([led[:, :guided], logits[:, guided:]], dim=1)
-        found |= {f"{name}.tokens": tokens, f"{name}.logits": logits}
-    return found
-
-
-def _learned(golden: Golden, model: SharedLM, batch: Batch) -> dict[str, Tensor]:
-    """The loss, and its gradients to the reference's weights: through the key map, so in their names and order."""
-    weights = {name: weight.clone().requires_grad_() for name, weight in golden.weights.items()}
-    state = translate(weights, rules(model), model, golden.system)
-    loss = torch.func.functional_call(model, state, (batch,)).loss
-    wanted = [name.removeprefix("grad.") for name in golden.outputs if name.startswith("grad.")]
-    gradients = torch.autograd.grad(loss, [weights[name] for name in wanted])
-    return {"loss": loss, **{f"grad.{name}": found for name, found in zip(wanted, gradients, strict=True)}}
-
-
-def _forced(model: SharedLM, prompts: Sequence[Rows], tokens: Tensor) -> Batch:
-    """Tokens ``[B, N]`` behind prompts, all of them learned."""
-    examples: list[Example] = []
-    for prompt, ids in zip(prompts, tokens, strict=True):
-        rows = torch.cat([prompt.rows, model.layout.codes(ids[:, None])])
-        examples.append(Example(rows[:, :-1], rows[:, -1], rows[:, -1] >= 0, prompt.vectors))
-    return model.layout.collate(examples)
-
-
-@torch.no_grad()
-def _logits(model: SharedLM, batch: Batch) -> Tensor:
-    """``[B, N, K]`` of the codes of a batch."""
-    chosen = batch.slots[:, 1:] >= 0
-    states = model.hidden(batch)[:, :-1][chosen].view(len(chosen), model.layout.steps, -1)
-    return model.head.column_logits(states, model.outputs, 0)
+    return teacher.learned(conditions) | teacher.greedy(conditions, runs)

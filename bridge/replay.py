@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ait, dualtoken, ibq, lavit, llamagen, llamagen_lm, seed, slot, tokenflow, unitok
+from . import ait, dualtoken, filters, ibq, lavit, llamagen, llamagen_lm, nar, par, seed, slot, tokenflow, unitok, var
 from .golden import Golden
 
 #: System -> the function that computes the outputs of its files.
@@ -28,6 +28,11 @@ SYSTEMS: dict[str, Callable[[Golden], dict[str, Tensor]]] = {
     "llamagen_c2i": llamagen_lm.replay_classes,
     "llamagen_t2i": llamagen_lm.replay_captions,
     "llamagen_vq": llamagen.replay_vq,
+    "nar_c2i": nar.replay_classes,
+    "nar_t2i": nar.replay_captions,
+    "nar_video": nar.replay_video,
+    "par": par.replay,
+    "sampling_filter": filters.replay,
     "seed_qformer": seed.replay_qformer,
     "seed_tokenizer": seed.replay_tokenizer,
     "seed_vq": seed.replay_vq,
@@ -37,6 +42,7 @@ SYSTEMS: dict[str, Callable[[Golden], dict[str, Tensor]]] = {
     "tokenflow_vq": tokenflow.replay_vq,
     "unitok_mcq": unitok.replay_mcq,
     "unitok_proj": unitok.replay_projections,
+    "var": var.replay,
 }
 
 
@@ -103,10 +109,11 @@ def _delta(name: str, found: Tensor, expected: Tensor, tolerance: Mapping[str, A
 def _limits(name: str, tolerance: Mapping[str, Any]) -> tuple[float, float]:
     """Absolute and relative tolerance of an output: of its kind, where the file has one for each, or of all floats.
 
-    The kind is what the output's name, or the last of its parts, begins with.
+    The kind is what the output's name, or the last of its parts, begins with; ``head_`` are logits of one head.
     """
     for kind, limits in tolerance.items():
-        if isinstance(limits, Mapping) and f".{kind}" in f".{name}":
+        begins = ("logits", "head_") if kind == "logits" else (kind,)
+        if isinstance(limits, Mapping) and any(f".{word}" in f".{name}" for word in begins):
             return float(limits["atol"]), float(limits["rtol"])
     if "float_atol" not in tolerance:
         raise ValueError(

@@ -70,7 +70,8 @@ def bench_recipe(what: str, path: str | Path, folder: str | Path | None = None) 
             all share (``model``, ``data``, ``trainer``), and ``families``, for each name the arguments of
             :class:`~smalti.training.tokenizer.TokenizerTraining` that are its own, ``tokenizer`` among them. Variants
             have ``lm``, likewise, ``variants``, for each name the arguments of
-            :class:`~smalti.training.lm.LanguageModelTraining` that are its own, and ``seeds`` to train each with.
+            :class:`~smalti.training.lm.LanguageModelTraining` that are its own and under ``data`` those of the data,
+            and ``seeds`` to train each with.
         folder: where to write instead of the folder that the file names.
 
     Raises:
@@ -226,8 +227,10 @@ def _variants(path: str, data: Mapping[str, Any]) -> list[Stage]:
         for seed in seeds:
             model = f"{name}-{seed}"
             fixed = {"seed": seed, "save_to": f"${{{model}}}/model"}
-            arguments = _joined(f"variants.{name}", {**shared["model"], **(own or {})}, fixed)
-            fit = {**shared, "model": {"class_path": "LanguageModelTraining", "init_args": arguments}}
+            given = dict(own or {})
+            stored = {**shared["data"], "init_args": {**shared["data"]["init_args"], **given.pop("data", {})}}
+            arguments = _joined(f"variants.{name}", {**shared["model"], **given}, fixed)
+            fit = {**shared, "model": {"class_path": "LanguageModelTraining", "init_args": arguments}, "data": stored}
             stages.append(Stage(model, "fit", fit))
             scored = {"model": f"${{{model}}}/model", "settings": data["score"]}
             stages.append(Stage(f"{model}-scores", "score", scored))

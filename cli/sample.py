@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..generation.pipeline import TextToImagePipeline
-    from ..generation.sampler import Sampling
+    from ..generation.sampling import Sampling
 
 _LAST_SEED = 2**63 - 1
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed and --count must stay within {_LAST_SEED}, got {args.seed} and {args.count}")
     folder = model_folder(args.model)
 
-    from ..generation.sampler import Sampling, model_sampling
+    from ..generation.sampling import Sampling, model_sampling
 
     names = ("guidance", "temperature", "top_k", "top_p", "candidates")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}

@@ -23,7 +23,8 @@ from ..data.scene_world import World
 from ..data.scenes import Scenes
 from ..data.transforms import from_uint8, to_uint8
 from ..generation.pipeline import TextToImagePipeline
-from ..generation.sampler import Sampling, model_sampling
+from ..generation.sampler import model_order
+from ..generation.sampling import Sampling, model_sampling
 from ..lm.config import SharedLMConfig
 from ..lm.model import SharedLM
 from ..tokenizers.base import VisualTokenizer
@@ -372,7 +373,7 @@ def _protocol(model: TextToImagePipeline, scenes: NewScenes, settings: SuiteSett
         extractor="analytic scene detector",
         prompts_hash=prompts_sha256(entries),
         rewritten=False,
-        sampler={"order": "raster", **asdict(sampling), "per_prompt": settings.per_prompt},
+        sampler={"order": model_order(model.lm).fields(), **asdict(sampling), "per_prompt": settings.per_prompt},
         extra={
             "world": scenes.world.to_dict(),
             "scenes": {"seen combinations": len(scenes.seen), "unseen combinations": len(scenes.unseen)},

@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from PIL.Image import Image
 from torch import Tensor
 
 from ..data.files import atomic_folder
-from ..data.transforms import to_pil
 from ..lm.model import SharedLM
 from ..lm.sequences import Rows
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
-from .sampler import Condition, Sampling, sample_codes
+from .pictures import PicturePipeline
+from .sampler import Condition, sample_codes
+from .sampling import Sampling
 from .text import ANSWER, GREEDY, Normalize, TextSampling, choose, write_text
 
 #: What a pipeline folder holds, besides ``model_index.json``.
 PARTS = ("tokenizer", "lm")
 
 
-class TextToImagePipeline(DiffusionPipeline):
+class TextToImagePipeline(PicturePipeline):
     """Writes pictures for prompts, and captions and answers for pictures.
 
     Args:
@@ -43,56 +42,16 @@ class TextToImagePipeline(DiffusionPipeline):
         self.lm: SharedLM
         self.register_modules(tokenizer=tokenizer.eval(), lm=lm.eval())
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        prompt: str | Sequence[str],
-        generator: torch.Generator | Sequence[torch.Generator] | int = 0,
-        sampling: Sampling | None = None,
-        batch_size: int = 64,
-        progress: bool = True,
-    ) -> list[Image]:
-        """One picture per prompt.
-
-        Args:
-            prompt: one or several prompts: sentences, or the numbers of classes for a model of classes.
-            generator: a seed that every prompt starts from, or one CPU generator per prompt; the codes of a picture
-                depend on its prompt and its generator, not on the rest of the batch, but for rounding: larger batches
-                round differently, so equal bytes need ``batch_size=1``.
-            sampling: temperature, filters and guidance; the model's own by default.
-            batch_size: prompts decoded together.
-            progress: show a progress bar.
-
-        Raises:
-            ValueError: words the vocabulary lacks, or another number of generators than prompts.
-        """
-        return to_pil(self.generate(prompt, generator, sampling, batch_size, progress))
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        prompt: str | Sequence[str],
-        generator: torch.Generator | Sequence[torch.Generator] | int = 0,
-        sampling: Sampling | None = None,
-        batch_size: int = 64,
-        progress: bool = True,
+    def draw(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], sampling: Sampling | None = None
     ) -> Tensor:
-        """As calling the pipeline, but pixels ``[B, 3, H, W]`` in [-1, 1]."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise ValueError("at least one prompt is needed, got none; pass a sentence or a list of them")
-        generators = _generators(generator, len(prompts))
+        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
         conditions = [self.condition(text) for text in prompts]
-        self.set_progress_bar_config(disable=not progress, leave=False)
-        images: list[Tensor] = []
-        bar: Any = self.progress_bar(total=len(prompts))  # pyright: ignore[reportCallIssue]: typed as a decorator
-        with bar:
-            for start in range(0, len(prompts), batch_size):
-                part = slice(start, start + batch_size)
-                codes = sample_codes(self.lm, conditions[part], generators[part], sampling)
-                images.append(self.tokenizer.decode(codes).float().cpu())
-                bar.update(len(prompts[part]))
-        return torch.cat(images)
+        return self.tokenizer.decode(sample_codes(self.lm, conditions, generators, sampling))
+
+    def check_prompt(self, prompt: str) -> None:
+        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
+        self.condition(prompt)
 
     @torch.inference_mode()
     def caption(self, images: Tensor, sampling: TextSampling = GREEDY, seed: int = 0) -> list[str]:
@@ -218,19 +177,3 @@ class TextToImagePipeline(DiffusionPipeline):
             )
         tokenizer = VisualTokenizer.from_pretrained(folder / "tokenizer")
         return cls(tokenizer, SharedLM.from_pretrained(folder / "lm"), **kwargs)
-
-
-def seeded(seed: int, count: int) -> list[torch.Generator]:
-    """``count`` CPU generators that all start from ``seed``."""
-    return [torch.Generator().manual_seed(seed) for _ in range(count)]
-
-
-def _generators(generator: torch.Generator | Sequence[torch.Generator] | int, count: int) -> list[torch.Generator]:
-    if isinstance(generator, int):
-        return seeded(generator, count)
-    given = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    if len(given) != count:
-        raise ValueError(
-            f"one generator per prompt is needed, got {len(given)} for {count} prompts; pass a seed to start all alike"
-        )
-    return given

@@ -1,173 +1,48 @@
-"""Autoregressive sampling over ids with a key-value cache. Knows nothing about pixels: pair it with a tokenizer.
+"""Sampling of codes in any order with a key-value cache. Knows nothing about pixels: pair it with a tokenizer.
 
-Every row of a batch draws from its own generator, so that a picture does not depend on what else is in the batch.
+Every row of a batch draws from its own generator, so that a picture does not depend on what else is in the batch. All
+that a pass predicts is drawn in one call, guidance and the mean over directions are applied before the output
+projection, and the unconditional half of the batch ends with the last step that is guided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from ..lm.losses import Predictors, mean_logits
 from ..lm.model import SharedLM
-from ..lm.sequences import TEXT, Batch, Example, Rows
-from ..tokenizers.codes import PADDING, CodeLayout, Codes, CodeSpec
-from .orders import Order, Raster
+from ..lm.plans import Plan
+from ..lm.sequences import EXTRA, NONE, Example, Rows
+from ..tokenizers.codes import PADDING, Codes
+from .filters import draw
+from .orders import Masked, Order, Raster, order_of, raster_plan
+from .sampling import Sampling, model_sampling
+from .session import Session
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How ids are drawn from logits.
+class Progress:
+    """How far the images of a batch are written."""
 
-    Args:
-        guidance: classifier-free guidance scale s in ``u + s (c - u)`` (https://arxiv.org/abs/2207.12598); 1 is off.
-        guided_steps: >= 0, number of steps, from the first, that are guided; all by default. The others do without the
-            unconditional half of the batch.
-        temperature: >= 0; 0 takes the most likely id.
-        temperatures: of single codebooks by name, in place of ``temperature``: where things stand may be left to chance
-            while their edges are not.
-        top_k: keep the k most likely ids; 0 keeps all.
-        top_p: keep the most likely ids whose probabilities reach p; 1 keeps all.
-        candidates: >= 1, drawings of a prompt, of which the model keeps the one that it reads the prompt from most
-            surely: the ranking of DALL-E (https://arxiv.org/abs/2102.12092) with the model as its own judge.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    guidance: float = 3.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    candidates: int = 1
-    temperatures: Mapping[str, float] | None = None
-    guided_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        heats = {"": self.temperature, **(self.temperatures or {})}
-        if min(heats.values()) < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                "sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
-                f"got {min(heats.values())}, {self.top_k}, {self.top_p}; 1, 0 and 1 leave the distribution as it is"
-            )
-        if self.guided_steps is not None and self.guided_steps < 0:
-            raise ValueError(f"sampling needs guided_steps >= 0, got {self.guided_steps}; None guides all of them")
-        if self.candidates < 1:
-            raise ValueError(f"sampling needs candidates >= 1, got {self.candidates}; 1 keeps the first drawing")
-
-    def of(self, codebook: str) -> Sampling:
-        """How ids of one codebook are drawn."""
-        return replace(self, temperature=(self.temperatures or {}).get(codebook, self.temperature), temperatures=None)
+    done: int  #: passes that are done
+    total: int  #: passes in all
+    ids: Tensor  #: [B, N, D] int64, -1 where nothing is written yet
 
 
-def model_sampling(model: SharedLM) -> Sampling:
-    """What a model draws with where nobody says otherwise: its configuration's ``sampling``, else the defaults."""
-    return Sampling(**model.config.sampling)
-
-
-def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    """Draw one id per row by inverting the cumulative distribution.
-
-    Args:
-        logits: ``[B, V]`` float32.
-        sampling: temperature and filters; guidance is not used here.
-        uniform: ``[B]`` float64 in [0, 1), the randomness of each row.
-
-    Returns:
-        ``[B]`` int64 ids in ``[0, V)``.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    order = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = (order.values.double() / sampling.temperature).softmax(-1)
-    if sampling.top_k:
-        probabilities[:, sampling.top_k :] = 0
-    reached = probabilities.cumsum(-1)
-    probabilities[reached - probabilities >= sampling.top_p * reached[:, -1:]] = 0
-    edges = probabilities.cumsum(-1)
-    rank = torch.searchsorted(edges, (uniform.to(edges) * edges[:, -1])[:, None], right=True)
-    last = (probabilities > 0).sum(-1, keepdim=True) - 1
-    return order.indices.gather(1, rank.minimum(last))[:, 0]
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts of any lengths as one batch; shorter ones are padded on the left."""
-
-    rows: Tensor  #: [B, T, W + 1] int64: the tokens of a step, then its slot
-    mask: Tensor  #: [B, T] int64, 0 where a step is padding
-    vectors: Tensor | None  #: [F, C] of the steps that are vectors, row by row
-
-
-def left_padded(model: SharedLM, prompts: Sequence[Rows]) -> Prompts:
-    """Prompts on the device of the model that reads them.
-
-    Args:
-        model: the language model.
-        prompts: at least one, rows of the model's layout.
-    """
-    longest = max(len(prompt.rows) for prompt in prompts)
-    pad = model.layout.rows(torch.tensor([[0]]), TEXT)[0]
-    missing = [longest - len(prompt.rows) for prompt in prompts]
-    rows = [torch.cat([pad.expand(n, -1), prompt.rows]) for n, prompt in zip(missing, prompts, strict=True)]
-    mask = [[0] * n + [1] * (longest - n) for n in missing]
-    vectors = [prompt.vectors for prompt in prompts if prompt.vectors is not None]
-    given = torch.cat(vectors).to(model.device) if vectors else None
-    return Prompts(torch.stack(rows).to(model.device), torch.tensor(mask, device=model.device), given)
-
-
-def unlearned(rows: Tensor, vectors: Tensor | None = None) -> Batch:
-    """Rows ``[B, T, W + 1]`` as a batch that is only read."""
-    slots = rows[..., -1]
-    return Batch(rows[..., :-1], slots, torch.zeros_like(slots, dtype=torch.bool), vectors=vectors)
-
-
-class Session:
-    """One run of decoding: the cache of a batch of prompts. It dies with the call that made it.
-
-    Args:
-        model: the language model, in eval mode.
-        prompts: rows of the model's layout, of any lengths; shorter ones are padded on the left and masked.
-    """
-
-    def __init__(self, model: SharedLM, prompts: Sequence[Rows]) -> None:
-        given = left_padded(model, prompts)
-        self.model, self.cache = model, DynamicCache()
-        self._pending, self._vectors, self._mask = given.rows, given.vectors, given.mask
-        self._slots = given.rows[..., -1]
-
-    def state(self) -> Tensor:
-        """State ``[B, C]`` that predicts the step after all rows so far."""
-        batch = unlearned(self._pending, self._vectors)
-        found = self.model.next_state(batch, self.cache, self._slots, self._mask)
-        self._pending, self._vectors = self._pending[:, :0], None
-        return found
-
-    def append(self, tokens: Tensor, slot: int, present: Tensor | None = None) -> None:
-        """Add one step: tokens ``[B, <= W]`` of the shared vocabulary at a slot, or one at ``TEXT``.
-
-        Args:
-            tokens: of the step.
-            slot: of the step.
-            present: ``[B]`` bool, false for sequences that have ended; all go on by default.
-        """
-        rows = self.model.layout.rows(tokens, slot)
-        self._pending = torch.cat([self._pending, rows], dim=1)
-        self._slots = torch.cat([self._slots, rows[..., -1]], dim=1)
-        new = self._mask.new_ones(len(tokens), 1) if present is None else present[:, None].to(self._mask)
-        self._mask = torch.cat([self._mask, new], dim=1)
-
-    def keep(self, count: int) -> None:
-        """Go on with the first ``count`` sequences alone."""
-        self.cache.batch_select_indices(torch.arange(count, device=self._mask.device))
-        self._pending, self._slots, self._mask = self._pending[:count], self._slots[:count], self._mask[:count]
-
+#: Called after every pass.
+Watch = Callable[[Progress], None]
 
 #: What an image is written for: a caption, a class, or vectors ``[n, F]`` of another model.
 Condition = str | int | Tensor
+
+
+def model_order(model: SharedLM) -> Order:
+    """The order that a model was trained to write in."""
+    return order_of(model.config.order)
 
 
 @torch.inference_mode()
@@ -178,7 +53,7 @@ def sample_codes(
     sampling: Sampling | None = None,
     *,
     order: Order | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Watch | None = None,
 ) -> Codes:
     """Write the codes of one image per condition.
 
@@ -187,79 +62,262 @@ def sample_codes(
         conditions: B captions, or what else the model is conditioned on.
         generators: B CPU generators, one per condition; each alone decides its picture.
         sampling: temperature, filters and guidance; the model's own by default.
-        order: raster by default; must be legal for the layout of the model's codes.
-        progress: called with (steps done, steps in all) after every step.
+        order: the model's own by default; must be legal for its codes and need what the model has.
+        progress: called after every pass, with what is written so far.
 
     Raises:
-        ValueError: another number of generators than conditions, an order of several positions per step, temperatures
-            of unknown codebooks, or candidates for what is no caption.
+        ValueError: another number of generators than conditions, an order that the codes or the model do not allow,
+            temperatures of unknown codebooks, or candidates for what is no caption.
     """
-    sampling, order = sampling or model_sampling(model), order or Raster()
+    sampling, order = sampling or model_sampling(model), order or model_order(model)
     if len(generators) != len(conditions) or not conditions:
         raise ValueError(
             f"one generator per caption is needed and at least one caption, got {len(generators)} generators for "
             f"{len(conditions)} captions; make one generator for each"
         )
-    _check_names(sampling, model.spec)
-    candidates, drawn = sampling.candidates, model.spec.positions * model.spec.depth
-    uniforms = torch.stack([torch.rand(candidates, drawn, generator=g, dtype=torch.float64) for g in generators])
-    repeated = [condition for condition in conditions for _ in range(candidates)]
-    codes = Codes.full(_draw_ids(model, repeated, uniforms.flatten(0, 1), sampling, order, progress), model.spec)
-    return codes if candidates == 1 else codes[_most_readable(model, repeated, codes.ids, candidates)]
+    sampling.check(model.spec)
+    repeated = [condition for condition in conditions for _ in range(sampling.candidates)]
+    drawn = Chances.of(model, order, [generator for generator in generators for _ in range(sampling.candidates)])
+    double = any(scale != 1 for scale in sampling.scales(len(drawn.plan.sizes)))
+    session = Session(model, _prompts(model, repeated, double), drawn.plan.count, drawn.plan.extras)
+    codes = Codes.full(write_image(session, drawn, sampling, progress), model.spec)
+    if sampling.candidates == 1:
+        return codes
+    return codes[_most_readable(model, repeated, codes.ids, sampling.candidates)]
 
 
-def _draw_ids(
-    model: SharedLM,
-    conditions: Sequence[Condition],
-    uniforms: Tensor,
-    sampling: Sampling,
-    order: Order,
-    progress: Callable[[int, int], None] | None,
-) -> Tensor:
-    """Ids ``[B, N, D]`` of one image per condition from its row of uniform numbers ``[B, N * D]``; -1 past an end."""
-    spec, layout, count = model.spec, model.layout, len(conditions)
-    slots = _slots(order, spec.layout, layout.steps)
-    own = {book.name: sampling.of(book.name) for book in spec.codebooks}
-    guided = len(slots) if sampling.guided_steps is None else sampling.guided_steps
-    guided = 0 if sampling.guidance == 1 else guided
-    session = Session(model, _prompts(model, conditions, unconditional=guided > 0))
-    ids = torch.full((count, layout.steps, layout.per_step), PADDING, device=model.device)
-    going, drawn = torch.ones(count, dtype=torch.bool, device=model.device), iter(uniforms.T)
-    for step, slot in enumerate(slots):
-        if step == guided and step:
-            session.keep(count)
-        state, twice = session.state(), 1 + (step < guided)
-        written = torch.empty(count * twice, 0, dtype=torch.int64, device=model.device)
-        for column, block in enumerate(model.head.at(slot)):
-            logits = _guided(model.logits(state, written, slot), sampling.guidance if twice == 2 else None)
-            if block.stop is not None and slot == 0:
-                logits[:, -1] = -torch.inf  # at least one position
-            book = spec.columns[(slot * layout.per_step + column) % spec.depth].name
-            chosen = draw(logits, own[book], next(drawn))
-            going = going & (chosen < len(block.ids))
-            ids[:, slot, column] = chosen.where(going, torch.full_like(chosen, PADDING))
-            tokens = block.tokens(chosen.where(going, torch.zeros_like(chosen)))
-            written = torch.cat([written, tokens.repeat(twice)[:, None]], dim=1)
-        if spec.dynamic and not bool(going.any()):
+@dataclass(frozen=True)
+class Chances:
+    """The plan of an order and all that is left to chance in it, for a batch of images."""
+
+    plan: Plan  #: of all images, but for the positions
+    positions: Tensor  #: [B, N] int64, the position that each image writes k-th
+    uniform: Tensor  #: [B, U] float64 in [0, 1), in the order of use
+    noise: float  #: of the choice among what is asked for
+
+    @classmethod
+    def of(cls, model: SharedLM, order: Order, generators: Sequence[torch.Generator]) -> Chances:
+        """Drawn from one generator for each image.
+
+        Raises:
+            ValueError: an order that the codes or the model do not allow.
+        """
+        order.check(model.spec, model.layout.per_step)
+        layout, whole = model.spec.layout, not isinstance(order, Raster)
+        plans, uniforms = list[Plan](), list[Tensor]()
+        for generator in generators:
+            plan = plans[0] if plans and not order.random else None
+            plan = plan or (order.plan(layout, generator) if whole else raster_plan(model.layout.steps))
+            plans.append(plan)
+            uniforms.append(torch.rand(_draws(plan, model.layout.per_step), generator=generator, dtype=torch.float64))
+        _check_model(model, order, plans[0])
+        positions = torch.stack([plan.positions for plan in plans]).to(model.device)
+        noise = order.noise if isinstance(order, Masked) else 0.0
+        return cls(plans[0], positions, torch.stack(uniforms).to(model.device), noise)
+
+
+def write_image(session: Session, chances: Chances, sampling: Sampling, progress: Watch | None = None) -> Tensor:
+    """Write one image behind the prompts of a session.
+
+    Args:
+        session: of B prompts, or of twice as many where sampling guides, those of nothing behind the others.
+        chances: of B images.
+        sampling: how ids are drawn.
+        progress: called after every pass.
+
+    Returns:
+        Ids ``[B, N, D]`` int64, -1 past the end of dynamic codes.
+    """
+    writer = ImageWriter(session, chances, sampling)
+    for step in range(len(chances.plan.sizes)):
+        if not writer.write(step):
             break
-        session.append(written, slot, going.repeat(twice) if spec.dynamic else None)
         if progress is not None:
-            progress(step + 1, len(slots))
-    return ids.view(count, spec.positions, spec.depth)
+            progress(Progress(step + 1, len(chances.plan.sizes), writer.codes.clone()))
+    return writer.codes
+
+
+class ImageWriter:
+    """Writes the images of a batch, pass by pass.
+
+    Args:
+        session: see :func:`write_image`.
+        chances: see :func:`write_image`.
+        sampling: see :func:`write_image`.
+    """
+
+    def __init__(self, session: Session, chances: Chances, sampling: Sampling) -> None:
+        self.session, self.model, self.plan = session, session.model, chances.plan
+        self.noise, self.count = chances.noise, len(chances.positions)
+        layout, device = self.model.layout, chances.positions.device
+        self.positions = chances.positions.clone()
+        self.scales = sampling.scales(len(self.plan.sizes))
+        self.guided_until = max((step + 1 for step, scale in enumerate(self.scales) if scale != 1), default=0)
+        self.drawn = [sampling.of(book.name) for book in self.model.spec.columns]
+        self.ids = torch.full((self.count, layout.steps, layout.per_step), PADDING, device=device)
+        self.tokens = torch.full((self.count, self.plan.count, layout.per_step), NONE, device=device)
+        self.going = torch.ones(self.count, dtype=torch.bool, device=device)
+        self._uniform, self._used = chances.uniform, 0
+        session.open_image()
+
+    @property
+    def codes(self) -> Tensor:
+        """Ids ``[B, N, D]`` so far, -1 elsewhere."""
+        spec = self.model.spec
+        return self.ids.view(self.count, spec.positions, spec.depth)
+
+    def write(self, step: int) -> bool:
+        """One pass; false once all images have ended."""
+        if step == self.guided_until and step:
+            self.session.keep(self.count)
+        left = self._left(step)
+        asks = self.plan.asks
+        start, end = self.plan.starts[step : step + 2]
+        wanted = left if asks == "rest" else self.positions[:, start:end]
+        queries = None if asks == "nothing" else wanted
+        states = self.session.read(self._rows(step), self._twice(step, queries), self._present(step))
+        chosen, sure = self._draw(self._predictors(states, step, wanted), wanted, step)
+        if self.plan.adaptive:
+            wanted, chosen = self._surest(step, wanted, chosen, sure)
+        self._put(step, wanted, chosen)
+        return not self.model.spec.dynamic or bool(self.going.any())
+
+    def _left(self, step: int) -> Tensor:
+        """``[B, r]`` positions that are not written before a pass, in their order."""
+        start = self.plan.starts[step]
+        if self.plan.asks != "rest":
+            return self.positions[:, start:]
+        written = torch.zeros(self.count, self.plan.count, dtype=torch.bool, device=self.positions.device)
+        written.scatter_(1, self.positions[:, :start], True)
+        return written.int().argsort(dim=1, stable=True)[:, : self.plan.count - start]
+
+    def _twice(self, step: int, values: Tensor | None) -> Tensor | None:
+        """For the unconditional half too, while there is one."""
+        if values is None or step >= self.guided_until:
+            return values
+        return torch.cat([values, values])
+
+    def _rows(self, step: int) -> Tensor | None:
+        """Rows of the codes that the pass before wrote, and extras."""
+        ks = self.plan.inputs(step)
+        codes = [k for k in ks if k < self.plan.count]
+        if not ks:
+            return None
+        at = slice(codes[0], codes[-1] + 1) if codes else slice(0)
+        rows = torch.cat([self.tokens[:, at], self.positions[:, at, None]], dim=-1)
+        if len(codes) < len(ks):
+            number = torch.arange(len(ks) - len(codes), device=rows.device)[:, None]
+            none = torch.full((len(number), self.tokens.shape[-1] - 1), NONE, device=rows.device)
+            extras = torch.cat([number, none, torch.full_like(number, EXTRA)], dim=1)
+            rows = torch.cat([rows, extras.expand(self.count, -1, -1)], dim=1)
+        return self._twice(step, rows)
+
+    def _present(self, step: int) -> Tensor | None:
+        return self._twice(step, self.going) if self.model.spec.dynamic and step else None
+
+    def _predictors(self, states: Tensor, step: int, wanted: Tensor) -> Predictors:
+        """What predicts the wanted positions ``[B, n]``: states ``[B' * n, S, C]``, conditional ones first."""
+        if self.plan.asks != "nothing":
+            found = states[:, -wanted.shape[1] :, :1]
+            return Predictors(found.flatten(0, 1), None)
+        sources = self.plan.read_from(step).to(states.device)
+        rows = len(self.plan.inputs(step))
+        first = states.shape[1] - rows  # what stands before is the prompt
+        directions = torch.arange(sources.shape[1], device=states.device)
+        found = states[:, torch.where(sources >= 0, sources + first, first - 1).clamp_min(0), directions]
+        if sources.shape[1] == 1:
+            return Predictors(found.flatten(0, 1), None)
+        shares = (sources > -2).to(states.dtype)
+        shares = (shares / shares.sum(1, keepdim=True)).repeat(len(states), 1)
+        return Predictors(found.flatten(0, 1), shares)
+
+    def _draw(self, predictors: Predictors, wanted: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        """Choices ``[B, n, W]`` for wanted positions ``[B, n]``, and how sure the model is of each position."""
+        model, width = self.model, self.model.layout.per_step
+        slot, number = (int(wanted[0, 0]) if width != model.spec.depth else 0), wanted.shape[1]
+        twice = 1 + (step < self.guided_until)
+        guidance = self.scales[step] if twice == 2 else None
+        uniform = self._chance(number * width).view(self.count, number, width)
+        found = list[Tensor]()
+        sure = torch.zeros(self.count * number, device=wanted.device) if self.plan.adaptive else None
+        written = torch.empty(self.count * number * twice, 0, dtype=torch.int64, device=wanted.device)
+        shares = predictors.shares
+        if shares is None and len(model.heads) > 1:
+            raise ValueError(_needs_directions(len(model.heads), 1))
+        for column, block in enumerate(model.head.at(slot)):
+            leaving = predictors.leaving(model.heads, model.inputs.embed(written))
+            whole = (slot * width + column) % model.spec.depth
+            logits = mean_logits(model.heads, [state[:, -1] for state in leaving], shares, whole, guidance)
+            if block.stop is not None and self.plan.starts[step] == 0:
+                logits[:, -1] = -torch.inf  # at least one position
+            how = self.drawn[whole]
+            chosen = draw(logits, uniform[..., column].flatten(), how.temperature, how.top_k, how.top_p)
+            if sure is not None:
+                sure += logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+            if block.stop is not None:
+                self.going = self.going & (chosen < len(block.ids))
+            tokens = block.tokens(chosen.where(chosen < len(block.ids), torch.zeros_like(chosen)))
+            written = torch.cat([written, tokens.repeat(twice)[:, None]], dim=1)
+            found.append(chosen)
+        ids = torch.stack(found, dim=-1).view(self.count, number, width)
+        return ids, None if sure is None else sure.view(self.count, number) / width
+
+    def _surest(self, step: int, wanted: Tensor, chosen: Tensor, sure: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of what was asked for, as much as the pass keeps."""
+        assert sure is not None
+        steps = len(self.plan.sizes)
+        gumbel = -(-self._chance(wanted.shape[1]).clamp_min(1e-300).log()).log()
+        ranked = sure + self.noise * (1 - (step + 1) / steps) * gumbel.to(sure)
+        kept = ranked.topk(self.plan.sizes[step], dim=1).indices.sort(dim=1).values
+        return wanted.gather(1, kept), chosen.gather(1, kept[..., None].expand(-1, -1, chosen.shape[-1]))
+
+    def _put(self, step: int, wanted: Tensor, chosen: Tensor) -> None:
+        """Note what was written, ``[B, n, W]`` at ``[B, n]``."""
+        start, end = self.plan.starts[step : step + 2]
+        slot = int(wanted[0, 0]) if self.model.layout.per_step != self.model.spec.depth else 0
+        self.positions[:, start:end] = wanted
+        ended = ~self.going[:, None, None]
+        index = wanted[..., None].expand_as(chosen)
+        self.ids.scatter_(1, index, chosen.masked_fill(ended, PADDING))
+        starts = torch.tensor([block.ids.start for block in self.model.head.at(slot)], device=chosen.device)
+        self.tokens[:, start:end] = chosen.masked_fill(ended, 0) + starts
+
+    def _chance(self, count: int) -> Tensor:
+        """The next ``count`` uniform numbers of every image, ``[B, count]``."""
+        self._used += count
+        return self._uniform[:, self._used - count : self._used]
+
+
+def _draws(plan: Plan, width: int) -> int:
+    """Uniform numbers that an image takes."""
+    if not plan.adaptive:
+        return plan.count * width
+    return sum((plan.count - start) * (width + 1) for start in plan.starts[:-1])
+
+
+def _check_model(model: SharedLM, order: Order, plan: Plan) -> None:
+    config = model.config
+    if plan.directions != config.directions and not (plan.count == 1 or isinstance(order, Raster)):
+        raise ValueError(_needs_directions(config.directions, plan.directions))
+    if isinstance(order, Raster) and config.directions != 1:
+        raise ValueError(_needs_directions(config.directions, 1))
+    if plan.queries > config.queries:
+        raise ValueError(
+            f"{order.fields()['kind']} order needs {plan.queries} learned vectors, got a model with {config.queries}; "
+            "use the order that it was trained in"
+        )
+
+
+def _needs_directions(has: int, needs: int) -> str:
+    return (
+        f"this order predicts in {needs} directions, got a model of {has}; use the order that the model was trained in"
+    )
 
 
 def _prompts(model: SharedLM, conditions: Sequence[Condition], unconditional: bool) -> list[Rows]:
     """Those of the conditions, and behind them, where asked, those of nothing."""
     given = [model.layout.prompt(condition) for condition in conditions]
     return given + ([model.unconditional(condition) for condition in conditions] if unconditional else [])
-
-
-def _guided(logits: Tensor, guidance: float | None) -> Tensor:
-    """Logits of the first half of the rows led away from those of the second; as they are without guidance."""
-    if guidance is None:
-        return logits
-    conditional, free = logits.chunk(2)
-    return free + guidance * (conditional - free)
 
 
 def _most_readable(model: SharedLM, captions: Sequence[Condition], ids: Tensor, candidates: int) -> Tensor:
@@ -271,24 +329,3 @@ def _most_readable(model: SharedLM, captions: Sequence[Condition], ids: Tensor, 
         read.append(layout.image_to_text(row, caption))
     best = model.text_likelihood(layout.collate(read).to(model.device)).view(-1, candidates).argmax(1)
     return best + candidates * torch.arange(len(best), device=best.device)
-
-
-def _check_names(sampling: Sampling, spec: CodeSpec) -> None:
-    known = [book.name for book in spec.codebooks]
-    unknown = [name for name in sampling.temperatures or {} if name not in known]
-    if unknown:
-        raise ValueError(
-            f"temperatures must be given for codebooks of the model, which are {', '.join(known)}, got {unknown[0]!r}; "
-            "correct the name"
-        )
-
-
-def _slots(order: Order, layout: CodeLayout, total: int) -> list[int]:
-    steps = order.steps(layout)
-    if any(len(step) != 1 for step in steps):
-        raise ValueError(
-            "the flat and depth heads write one position per step, got an order with steps of "
-            f"{max(map(len, steps))} positions; use raster order"
-        )
-    each = total // layout.positions
-    return [int(step) * each + part for step in steps for part in range(each)]

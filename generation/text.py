@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..lm.model import SharedLM
 from ..lm.sequences import TEXT, Rows
-from .sampler import Prompts, left_padded, unlearned
+from .session import Prompts, left_padded, unlearned
 
 #: What the log-likelihood of a choice is divided by before it is compared with others: its tokens, or nothing.
 Normalize = Literal["tokens", "none"]

@@ -26,7 +26,11 @@ class SharedLMConfig(PretrainedConfig):
         vectors: fields of a :class:`~smalti.lm.embedding.VectorProjector`, for models that read continuous features.
         new_rows: keep the rows of specials and codes apart from the backbone's own, which then has its pretrained size.
         sampling: how codes are drawn where nobody says otherwise: fields of
-            :class:`~smalti.generation.sampler.Sampling`.
+            :class:`~smalti.generation.sampling.Sampling`.
+        order: in which order images are written: ``kind`` and its options, see
+            :func:`~smalti.generation.orders.order_of`; raster by default.
+        directions: that the order predicts in.
+        queries: learned vectors that the order needs.
     """
 
     model_type = "smalti"
@@ -44,11 +48,15 @@ class SharedLMConfig(PretrainedConfig):
         classes: int = 0,
         vectors: dict[str, Any] | None = None,
         new_rows: bool = False,
+        order: dict[str, Any] | None = None,
+        directions: int = 1,
+        queries: int = 0,
         **kwargs: Any,
     ) -> None:
         self.backbone, self.spec, self.head = backbone or {}, spec or {}, head or {}
         self.sampling, self.embedding, self.rotary = sampling or {}, embedding or {}, rotary
         self.classes, self.vectors, self.new_rows = classes, vectors, new_rows
+        self.order, self.directions, self.queries = order or {}, directions, queries
         self.vocabulary_size, self.tokenizer_fingerprint = vocabulary_size, tokenizer_fingerprint
         super().__init__(**kwargs)
 

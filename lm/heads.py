@@ -1,4 +1,4 @@
-"""How predictions leave the language model, and the loss on them.
+"""How predictions leave the language model.
 
 A head decides how many columns of a position one step of the sequence writes. ``flat``: one; every column of every
 position is a step of its own. ``parallel``: all of them at once, each by a classifier of its own. ``depth``: all of
@@ -12,7 +12,7 @@ visual ones.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, Literal
@@ -22,20 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..tokenizers.codes import CodeSpec
-from .sequences import TEXT, Batch
 from .tables import Table
 from .vocabulary import Vocabulary
 
 Classifiers = Literal["rows", "column"]
 Inputs = Literal["each", "sum"]
-
-
-@dataclass(frozen=True)
-class BlockLoss:
-    """Cross-entropy of one vocabulary block."""
-
-    mean: Tensor  #: scalar, nats per token; 0 where the batch has none
-    tokens: Tensor  #: scalar int64, number of tokens it is the mean of
 
 
 @dataclass(frozen=True)
@@ -57,18 +48,6 @@ class Block:
         """The inverse of :meth:`tokens`."""
         found = tokens - self.ids.start
         return found if self.stop is None else found.masked_fill(tokens == self.stop, len(self.ids))
-
-
-def merged(parts: Sequence[Mapping[str, BlockLoss]]) -> dict[str, BlockLoss]:
-    """The losses of several batches as those of one: means over the tokens of all."""
-    if len(parts) == 1:
-        return dict(parts[0])
-    found: dict[str, BlockLoss] = {}
-    for name in parts[0]:
-        tokens = torch.stack([part[name].tokens for part in parts])
-        means = torch.stack([part[name].mean for part in parts])
-        found[name] = BlockLoss((means * tokens).sum() / tokens.sum().clamp_min(1), tokens.sum())
-    return found
 
 
 class CodeHead(nn.Module):
@@ -116,44 +95,6 @@ class CodeHead(nn.Module):
         block, own = self.blocks[column], self.classifier(column)
         found = outputs.logits(states, block.ids) if own is None else F.linear(states, own)
         return found if block.stop is None else torch.cat([found, self._stop_logit(states, outputs, own)], dim=-1)
-
-    def losses(self, hidden: Tensor, inputs: Table, outputs: Table, batch: Batch) -> dict[str, BlockLoss]:
-        """Cross-entropy per block: ``text``, where the vocabulary has any, and every codebook by name.
-
-        Args:
-            hidden: ``[B, T, C]`` states; the state at t predicts the tokens of step t + 1.
-            inputs: input rows.
-            outputs: output rows.
-            batch: tokens, slots and which of them are learned. No step is predicted from another document.
-        """
-        tokens, slots, learned = batch.tokens[:, 1:], batch.slots[:, 1:], batch.learned[:, 1:]
-        hidden = hidden[:, :-1]
-        ends = (slots == TEXT) & (tokens[..., 0] == self.stop) if self.stop is not None else torch.zeros_like(learned)
-        words, codes = learned & (slots == TEXT) & ~ends, learned & (slots >= 0)
-        found: dict[str, BlockLoss] = {}
-        if len(self.text):
-            found["text"] = _cross_entropy(outputs.logits(hidden[words], self.text.ids), tokens[words][:, 0])
-        written, places = tokens[codes], slots[codes]
-        states = self(hidden[codes], inputs.embed(written[:, :-1]))
-        parts: dict[str, list[Tensor]] = {book.name: [] for book in self.spec.codebooks}
-        counts = dict.fromkeys(parts, 0)
-        for column, book in enumerate(self.spec.columns):
-            step, offset = divmod(column, self.per_step)
-            chosen = places * self.per_step % self.spec.depth == step * self.per_step
-            whole = self.per_step == self.spec.depth
-            states_here = states[:, offset] if whole else states[chosen, offset]
-            targets = written[:, offset] if whole else written[chosen, offset]
-            if column == 0 and self.stop is not None:
-                closing = hidden[learned & ends]
-                states_here = torch.cat([states_here, self(closing, closing[:, None][:, :0])[:, 0]])
-                targets = torch.cat([targets, tokens[learned & ends][:, 0]])
-            logits = self.column_logits(states_here, outputs, column).float()
-            parts[book.name].append(F.cross_entropy(logits, self.blocks[column].choices(targets), reduction="sum"))
-            counts[book.name] += len(targets)
-        for name, sums in parts.items():
-            count = torch.tensor(counts[name], device=hidden.device)
-            found[name] = BlockLoss(torch.stack(sums).sum() / max(1, counts[name]), count)
-        return found
 
     def _stop_logit(self, states: Tensor, outputs: Table, own: Tensor | None) -> Tensor:
         if self.stop is None or own is not None:
@@ -355,11 +296,6 @@ def code_head(fields: Mapping[str, Any], vocabulary: Vocabulary, spec: CodeSpec,
         )
     sizes = {} if kind == "flat" else {"hidden_size": hidden_size}
     return HEADS[kind](vocabulary, spec, **sizes, **options)
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> BlockLoss:
-    total = F.cross_entropy(logits.float(), targets, reduction="sum")
-    return BlockLoss(total / max(1, len(targets)), torch.tensor(len(targets), device=targets.device))
 
 
 def _weight(module: nn.Module) -> Tensor:

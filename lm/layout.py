@@ -16,15 +16,18 @@ they end: ``</image>`` is then learned too, as one more choice beside the first 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..tokenizers.codes import PADDING, CodeSpec
+from .ordering import Ordering, chained, padded
 from .parsing import SequenceReader
+from .plans import ABSENT, PROMPT, PlanRows
 from .sequences import (
     CLASS,
+    EXTRA,
     NONE,
     TEXT,
     VECTOR,
@@ -110,17 +113,20 @@ class SequenceLayout:
                 vectors.append(part.values)
             else:
                 self._picture(pieces, part)
-                read_as += [] if part.read_as is None else [part.read_as]
+                read_as += [] if part.read_as is None else [_in_order(part.read_as, part.rows)]
         rows = torch.cat(pieces.rows)
         learned = torch.tensor(pieces.learned)
-        return Example(rows[:, :-1], rows[:, -1], learned, _joined(vectors), _joined(read_as))
+        ordering = pieces.ordering()
+        return Example(rows[:, :-1], rows[:, -1], learned, _joined(vectors), _joined(read_as), ordering)
 
     def parse(self, example: Example) -> list[Part]:
         """The parts that a sequence was built from.
 
         Raises:
-            ValueError: a sequence that :meth:`build` does not make.
+            ValueError: a sequence that :meth:`build` does not make, or pictures in another order than raster.
         """
+        if example.ordering is not None:
+            raise ValueError("sequences are parsed in raster order, got one in another; build it without an order")
         return SequenceReader(self.vocabulary, self.spec, example).parts()
 
     def document(self, parts: Sequence[str | Tensor]) -> Example:
@@ -134,14 +140,16 @@ class SequenceLayout:
         ]
         return self.build(made)
 
-    def text_to_image(self, caption: str | None, ids: Tensor, read_as: Tensor | None = None) -> Example:
+    def text_to_image(
+        self, caption: str | None, ids: Tensor, read_as: Tensor | None = None, rows: PlanRows | None = None
+    ) -> Example:
         """Learn the codes ``[N, D]`` given a caption; ``None`` drops it, for classifier-free guidance."""
         given = [] if caption is None else [Words(caption, learned=False)]
-        return self.build([*given, Picture(ids, read_as=read_as)])
+        return self.build([*given, Picture(ids, read_as=read_as, rows=rows)])
 
-    def class_to_image(self, number: int | None, ids: Tensor) -> Example:
+    def class_to_image(self, number: int | None, ids: Tensor, rows: PlanRows | None = None) -> Example:
         """Learn the codes ``[N, D]`` given a class; ``None`` drops it, for classifier-free guidance."""
-        return self.build([Label(self.classes if number is None else number), Picture(ids)])
+        return self.build([Label(self.classes if number is None else number), Picture(ids, rows=rows)])
 
     def image_to_text(
         self,
@@ -215,6 +223,14 @@ class SequenceLayout:
         unrolled = (kept + self._offsets).view(-1, self.per_step)
         return torch.cat([unrolled, self._slots[: len(unrolled)]], dim=1)
 
+    def planned(self, codes: Tensor, rows: PlanRows) -> Tensor:
+        """Rows ``[N, W + 1]`` of codes in raster order as those ``[R, W + 1]`` of a plan, extras among them."""
+        extra = rows.positions < 0
+        number = (extra.cumsum(0) - 1)[:, None]
+        none = torch.full((len(rows), self.per_step - 1), NONE)
+        vectors = torch.cat([number, none, torch.full_like(number, EXTRA)], dim=1)
+        return torch.where(extra[:, None], vectors, codes[rows.positions.clamp_min(0)])
+
     def rows(self, tokens: Tensor, slot: int) -> Tensor:
         """Rows ``[B, 1, W + 1]`` of one step that wrote tokens ``[B, <= W]``."""
         padded = torch.nn.functional.pad(tokens, (0, self.per_step - tokens.shape[1]), value=NONE)
@@ -227,9 +243,8 @@ class SequenceLayout:
         slots, learned = pad([e.slots for e in examples], True, TEXT), pad([e.learned for e in examples], True, False)
         if self.brackets:
             tokens[..., 0].masked_fill_((tokens[..., 0] == NONE) & (slots == TEXT), self.vocabulary.special("<pad>"))
-        return Batch(
-            tokens, slots, learned, None, _joined(e.vectors for e in examples), _joined(e.read_as for e in examples)
-        )
+        vectors, read_as = _joined(e.vectors for e in examples), _joined(e.read_as for e in examples)
+        return Batch(tokens, slots, learned, None, vectors, read_as, padded([(len(e), e.ordering) for e in examples]))
 
     def pack(self, examples: Sequence[Example], length: int) -> Batch:
         """Several examples in a row of at most ``length`` steps; none attends to another.
@@ -253,14 +268,27 @@ class SequenceLayout:
         numbers = [torch.cat([torch.full((len(e),), at) for at, e in enumerate(row)]) for row in rows]
         padding = max(map(len, rows))
         documents = torch.nn.utils.rnn.pad_sequence(numbers, True, padding)
-        return Batch(batch.tokens, batch.slots, batch.learned, documents, batch.vectors, batch.read_as)
+        return replace(batch, documents=documents)
 
     def _picture(self, pieces: _Pieces, part: Picture) -> None:
         if self.brackets:
             pieces.add(self._special("<image>"), part.opens)
-        pieces.add(self.codes(part.ids), part.learned)
+        codes = self.codes(part.ids)
+        if part.rows is None:
+            pieces.add(codes, part.learned)
+        else:
+            self._check_whole(part.rows)
+            pieces.add_planned(self.planned(codes, part.rows), part.rows, part.learned)
         if self.brackets:
             pieces.add(self._special("</image>"), part.learned and self.spec.dynamic)
+
+    def _check_whole(self, rows: PlanRows) -> None:
+        if self.per_step != self.spec.depth or int(rows.positions.max()) != self.spec.positions - 1:
+            raise ValueError(
+                f"an order of {int(rows.positions.max()) + 1} positions is for heads that write whole positions of "
+                f"codes that have as many, got {self.spec.positions} positions written {self.per_step} of "
+                f"{self.spec.depth} columns at a time; use a depth or parallel head and an order of this layout"
+            )
 
     def _rows(self, tokens: Sequence[int], slot: int = TEXT) -> Tensor:
         rest = [NONE] * (self.per_step - 1) + [slot]
@@ -286,14 +314,42 @@ class SequenceLayout:
 
 @dataclass
 class _Pieces:
-    """Rows, and which of them are learned."""
+    """Rows, which of them are learned, and pictures among them that are in an order of their own."""
 
     rows: list[Tensor] = field(default_factory=list)
     learned: list[bool] = field(default_factory=list)
+    planned: list[tuple[int, PlanRows]] = field(default_factory=list)  #: where its rows begin
 
     def add(self, rows: Tensor, learned: bool = False) -> None:
         self.rows.append(rows)
         self.learned += [learned] * len(rows)
+
+    def add_planned(self, rows: Tensor, plan: PlanRows, learned: bool) -> None:
+        self.planned.append((len(self.learned), plan))
+        self.rows.append(rows)
+        self.learned += (plan.learned & learned).tolist()
+
+    def ordering(self) -> Ordering | None:
+        """None where every picture is in raster order."""
+        if not self.planned:
+            return None
+        length, directions = len(self.learned), max(plan.sources.shape[1] for _, plan in self.planned)
+        found = Ordering.causal(length, directions)
+        ranks, asked, sources = found.ranks, found.asked, found.sources
+        for start, plan in self.planned:
+            part, behind = slice(start, start + len(plan)), start + len(plan)
+            sources[part] = ABSENT
+            turned = torch.where(plan.sources == PROMPT, start - 1, plan.sources + start)
+            sources[part, : turned.shape[1]] = turned.masked_fill(plan.sources == ABSENT, ABSENT)
+            ranks[behind:] += int(plan.ranks.max())
+            ranks[part] = plan.ranks + (ranks[start - 1] if start else 0)
+            asked[part] = plan.asked
+        return found
+
+
+def _in_order(vectors: Tensor, rows: PlanRows | None) -> Tensor:
+    """Vectors ``[N, C]`` of codes in the order in which the codes of a plan are read."""
+    return vectors if rows is None else vectors[rows.positions[(rows.positions >= 0) & ~rows.asked]]
 
 
 def _concatenated(examples: Sequence[Example]) -> Example:
@@ -303,6 +359,7 @@ def _concatenated(examples: Sequence[Example]) -> Example:
         torch.cat([e.learned for e in examples]),
         _joined(e.vectors for e in examples),
         _joined(e.read_as for e in examples),
+        chained([(len(e), e.ordering) for e in examples]),
     )
 
 

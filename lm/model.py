@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, initialization
 from transformers.cache_utils import Cache
 
-from ..data.files import atomic_folder
-from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import CodeSpec
-from .adapters import has_adapters, merged_state
+from .attention import attention_mask, use_attention
 from .config import SharedLMConfig, backbone_config
+from .directions import Directions
 from .embedding import CodebookEmbedding, CodePositions, VectorProjector, code_embedding, embed_tokens, local_ids
-from .heads import BlockLoss, code_head, default_head, merged
+from .heads import CodeHead, code_head, default_head
 from .layout import SequenceLayout
+from .losses import BlockLoss, block_losses, merged
+from .ordering import causal
 from .positions import places
-from .sequences import CLASS, NONE, TEXT, VECTOR, Batch, Rows
+from .saved import SavedModel
+from .sequences import CLASS, EXTRA, NONE, TEXT, VECTOR, Batch, Rows
 from .tables import Table
-from .vocabulary import Vocabulary, missing_files
+from .vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class LMOutput:
     blocks: Mapping[str, BlockLoss]  #: ``text`` and every codebook
 
 
-class SharedLM(PreTrainedModel):
+class SharedLM(SavedModel):
     """A causal LM over one vocabulary of text, specials and codes.
 
     ``save_pretrained`` and ``from_pretrained`` keep weights, code spec, vocabulary and the fingerprint of the tokenizer
@@ -70,6 +68,7 @@ class SharedLM(PreTrainedModel):
             )
         made = backbone_config(config, vocabulary)
         self.backbone: Any = AutoModelForCausalLM.from_config(made) if backbone is None else backbone
+        use_attention(self.backbone)
         width = int(self.backbone.config.hidden_size)
         self.head = code_head(config.head, vocabulary, self.spec, width)
         per_step = self.head.per_step
@@ -83,6 +82,9 @@ class SharedLM(PreTrainedModel):
             self.new_inputs = nn.Parameter(torch.empty(count, width))
             self.new_outputs = nn.Parameter(torch.empty(count, width))
         self.places = places(config.rotary, self.spec, self.spec.depth // per_step, self.backbone)
+        self.queries = nn.Embedding(config.queries, width) if config.queries else None
+        more = config.directions - 1
+        self.directions = Directions(more, self.backbone, config.head, vocabulary, self.spec) if more else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -91,6 +93,8 @@ class SharedLM(PreTrainedModel):
             scale = float(getattr(self.backbone.config, "initializer_range", 0.02))
             for rows in (self.new_inputs, self.new_outputs):
                 initialization.normal_(rows, std=scale)  # those of a file that is being loaded are left alone
+        if isinstance(module, Directions):
+            module.initialize()
 
     @classmethod
     def build(
@@ -130,7 +134,7 @@ class SharedLM(PreTrainedModel):
         for name, table in vectors.items():
             block = self.vocabulary.block(name)
             spread = (table - table.mean(0)) / table.std().clamp_min(1e-6)
-            for rows in (self.inputs, self.outputs):
+            for rows in (self.inputs, *(table for _, table in self.heads)):
                 parts = rows.parts(block)
                 projection = torch.randn(table.shape[1], parts[0].shape[1]) * table.shape[1] ** -0.5
                 made = spread.to(parts[0]) @ projection.to(parts[0]) * self.backbone.config.initializer_range
@@ -149,23 +153,55 @@ class SharedLM(PreTrainedModel):
         shared = tokens.masked_fill((slots < TEXT)[..., None], NONE)
         embedded = embed_tokens(shared if tokens.shape[-1] > 1 else shared.clamp_min(0), self.inputs)
         if self.embedding is not None:
-            code = slots >= 0
+            code = batch.codes
             ids = local_ids(tokens[code], slots[code], self.vocabulary, self.spec)
             embedded = _put(embedded, code, self.embedding(ids, slots[code], batch.read_as))
         elif batch.read_as is not None:
             raise ValueError(
                 "this model reads codes by their ids, got vectors for them; build it with embedding kind codebook"
             )
+        if batch.ordering is not None and bool(batch.ordering.asked.any()):
+            if self.queries is None:
+                raise ValueError(
+                    "this model was built without queries, got steps that are asked for; build it with some"
+                )
+            embedded = torch.where(batch.ordering.asked[..., None], self.queries.weight[0], embedded)
         if self.positions is not None:
             embedded = embedded + self.positions(slots)
         return self._with_conditions(embedded, batch)
 
-    def states(self, batch: Batch, **options: Any) -> Tensor:
-        """Hidden states ``[B, T, C]`` of the steps of a batch.
+    def through(
+        self, embedded: Tensor, places: Tensor, allowed: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """States of new steps; their keys and values are added to the cache, where there is one.
 
-        ``options`` go to the backbone (cache, mask, positions).
+        Args:
+            embedded: ``[B, T, C]`` of :meth:`embed`, steps that the cache has not seen.
+            places: position ids of ``self.places``, ``[B, T]`` or ``[3, B, T]``.
+            allowed: bool, broadcast to ``[B, 1, T, S + T]``, what they see. By default a pass over an empty cache is
+                causal, and otherwise every new step sees all that is cached and all new ones.
+            cache: of S earlier steps.
+
+        Returns:
+            ``[B, T, directions, C]``.
+
+        Raises:
+            ValueError: a backbone whose attention takes no masks, where one is needed.
         """
-        return self.backbone.base_model(inputs_embeds=self.embed(batch), **options).last_hidden_state
+        trunk, options = self.backbone.base_model, dict[str, Any]()
+        before = 0 if cache is None else cache.get_seq_length()
+        if allowed is None and self.backbone.config._attn_implementation in ("sdpa", "eager"):
+            steps = embedded.shape[1]
+            every = torch.ones(1, 1, steps, before + steps, dtype=torch.bool, device=embedded.device)
+            allowed = every if before else every.tril()
+        options["attention_mask"] = None if allowed is None else attention_mask(allowed, self.backbone)
+        options |= {"past_key_values": cache, "use_cache": cache is not None}
+        if allowed is None and before:
+            options["is_causal"] = False  # read by the flash kernels
+        found = trunk(inputs_embeds=embedded, position_ids=places, **options).last_hidden_state
+        if self.directions is None:
+            return found[..., None, :]
+        return self.directions(found, trunk.rotary_emb, places, **options)
 
     def forward(self, batch: Batch | Sequence[Batch], weights: Mapping[str, float] | None = None) -> LMOutput:
         """Loss of a batch, right-padded and causal.
@@ -188,11 +224,19 @@ class SharedLM(PreTrainedModel):
         Raises:
             ValueError: sequences longer than the backbone was built for.
         """
-        self._check_length(batch.slots.shape[1])
-        present = torch.ones_like(batch.slots)
-        mask = present if batch.documents is None else self._packed_mask(batch.documents)
-        positions = self.places(batch.slots, present.bool(), batch.documents)
-        return self.states(batch, attention_mask=mask, position_ids=positions, use_cache=False)
+        return self.directed(batch)[..., 0, :]
+
+    def directed(self, batch: Batch) -> Tensor:
+        """As :meth:`hidden`, ``[B, T, directions, C]``, seen as the batch's ordering says."""
+        self.check_length(int(batch.slots.max()) if batch.ordering is not None else batch.slots.shape[1])
+        allowed = None if batch.ordering is None else batch.ordering.allowed()
+        if batch.documents is not None:
+            length = batch.documents.shape[1]
+            same = batch.documents[:, :, None] == batch.documents[:, None, :]
+            causal = torch.ones(length, length, dtype=torch.bool, device=same.device).tril()
+            allowed = same & (causal if allowed is None else allowed)
+        places = self.places(batch.slots, torch.ones_like(batch.slots).bool(), batch.documents)
+        return self.through(self.embed(batch), places, None if allowed is None else allowed[:, None])
 
     def text_likelihood(self, batch: Batch) -> Tensor:
         """Log-likelihood ``[B]``, float32 nats, of the text that each sequence learns; codes it learns do not count.
@@ -240,14 +284,10 @@ class SharedLM(PreTrainedModel):
         Raises:
             ValueError: a sequence longer than the backbone was built for.
         """
-        self._check_length(mask.shape[1])
-        options = {
-            "attention_mask": mask,
-            "position_ids": self.places(slots, mask.bool())[..., -embedded.shape[1] :],
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        return self.backbone.base_model(inputs_embeds=embedded, **options).last_hidden_state
+        self.check_length(mask.shape[1])
+        new = embedded.shape[1]
+        places = self.places(slots, mask.bool())[..., -new:]
+        return self.through(embedded, places, causal(mask.bool(), new), cache)[..., 0, :]
 
     def logits(self, state: Tensor, written: Tensor, slot: int) -> Tensor:
         """Logits of the next token of a step.
@@ -265,6 +305,12 @@ class SharedLM(PreTrainedModel):
         column = slot * self.head.per_step % self.spec.depth + written.shape[1]
         found = self.head(state, self.inputs.embed(written))[:, -1]
         return self.head.column_logits(found, self.outputs, column).float()
+
+    @property
+    def heads(self) -> list[tuple[CodeHead, Table]]:
+        """The code head and the output rows of every direction."""
+        more = [] if self.directions is None else list(self.directions.parts)
+        return [(self.head, self.outputs), *((part.head, part.table) for part in more)]
 
     @property
     def context(self) -> int:
@@ -300,113 +346,26 @@ class SharedLM(PreTrainedModel):
             )
         return self.layout.prompt(null[len(null) - len(condition) :])
 
-    def check_tokenizer(self, tokenizer: VisualTokenizer) -> None:
-        """Raise unless this model was trained with ``tokenizer``.
-
-        Raises:
-            ValueError: another fingerprint; the sentence names both.
-        """
-        expected, found = self.config.tokenizer_fingerprint, tokenizer.fingerprint()
-        if not expected:
-            raise ValueError(
-                f"this language model does not say which tokenizer made its codes ({_describe(self.spec)}), got "
-                f"tokenizer {found} ({_describe(tokenizer.spec)}); import it again with --tokenizer and that folder"
-            )
-        if expected != found:
-            raise ValueError(
-                f"this language model was trained with tokenizer {expected} ({_describe(self.spec)}), got tokenizer "
-                f"{found} ({_describe(tokenizer.spec)}); load the tokenizer it was trained with or train it again"
-            )
-
-    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: what is used of it
-        self,
-        save_directory: str | PathLike[str],
-        is_main_process: bool = True,
-        state_dict: dict[str, Tensor] | None = None,
-        push_to_hub: bool = False,
-        max_shard_size: int | str = "50GB",
-        **kwargs: Any,
-    ) -> None:
-        """Write weights, configuration and vocabulary to a folder, whole or not at all.
-
-        Adapters are written as part of the weights that they stand beside, and stay as they are in this model.
-
-        Args:
-            save_directory: the folder; what it held is replaced.
-            is_main_process: of several that call this, the one that writes.
-            state_dict: weights to write in place of the model's own.
-            push_to_hub: not here; see ``push_to_hub`` of this class.
-            max_shard_size: of a file of weights, in bytes or as ``5GB``.
-            kwargs: the other arguments of ``transformers``.
-
-        Raises:
-            ValueError: ``push_to_hub``.
-        """
-        if push_to_hub:
-            raise ValueError("save_pretrained writes a folder alone, got push_to_hub; call push_to_hub(repo_id)")
-        if not is_main_process:
-            return
-        state = merged_state(self) if state_dict is None and has_adapters(self) else state_dict
-        with atomic_folder(Path(save_directory)) as folder:
-            super().save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size, **kwargs)
-            self.vocabulary.save_pretrained(folder)
-
-    @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: no name, nothing to load
-        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
-    ) -> Self:
-        """Load a model from a local folder, strictly, in float32 unless ``dtype`` says otherwise.
-
-        Raises:
-            FileNotFoundError: no folder, or a file of it is missing.
-            ValueError: weights that are damaged or do not match the configuration key by key.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        _check_folder(folder)
-        options: dict[str, Any] = {
-            "dtype": torch.float32,
-            **kwargs,
-            "output_loading_info": True,
-            "ignore_mismatched_sizes": True,
-        }  # reported
-        options["vocabulary"] = Vocabulary.from_pretrained(str(folder))
-        try:
-            loaded: Any = super().from_pretrained(folder, **options)
-        except (OSError, RuntimeError, KeyError, SafetensorError) as error:
-            reason = str(error).strip().split("\n", 1)[0]
-            raise ValueError(f"{folder} does not hold a readable language model ({reason}); save it again") from error
-        model, report = loaded
-        if differing := _differences(report, model.config):
-            raise ValueError(f"weights in {folder} must match its configuration key by key, got {differing}")
-        return model.eval()
-
-    def _packed_mask(self, documents: Tensor) -> Tensor:
-        """``[B, 1, T, T]``: causal, and within a document alone."""
-        length, attention = documents.shape[1], self.backbone.config._attn_implementation
-        same = documents[:, None, :, None] == documents[:, None, None, :]
-        allowed = same & torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
-        if attention == "sdpa":
-            return allowed
-        if attention == "eager":
-            zeros = torch.zeros(allowed.shape, dtype=self.inputs.pieces[0].dtype, device=documents.device)
-            return zeros.masked_fill(~allowed, torch.finfo(zeros.dtype).min)
-        raise ValueError(f"packed rows need attention sdpa or eager, got {attention}; set attn_implementation to sdpa")
-
     def _losses(self, batch: Batch) -> dict[str, BlockLoss]:
-        return self.head.losses(self.hidden(batch), self.inputs, self.outputs, batch)
+        return block_losses(self.heads, self.directed(batch), self.inputs, batch)
 
     def _with_conditions(self, embedded: Tensor, batch: Batch) -> Tensor:
-        for kind, slot in (("classes", CLASS), ("vectors", VECTOR)):
+        for kind, slot in (("classes", CLASS), ("vectors", VECTOR), ("queries", EXTRA)):
             chosen, module = batch.slots == slot, getattr(self, kind)
             if not bool(chosen.any()):
                 continue
             if module is None:
                 raise ValueError(f"this model has no {kind} to be conditioned on; build it with {kind}")
-            given = batch.tokens[chosen][:, 0] if slot == CLASS else batch.vectors
+            given = batch.vectors if slot == VECTOR else batch.tokens[chosen][:, 0]
             embedded = _put(embedded, chosen, module(given))
         return embedded
 
-    def _check_length(self, length: int) -> None:
+    def check_length(self, length: int) -> None:
+        """Raise unless a sequence of so many steps fits.
+
+        Raises:
+            ValueError: it is longer than the backbone was built for.
+        """
         limit = self.context
         if length > limit:
             raise ValueError(
@@ -418,44 +377,3 @@ class SharedLM(PreTrainedModel):
 def _put(embedded: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
     """``embedded`` ``[B, T, C]`` with rows ``[M, C]`` where ``chosen`` ``[B, T]`` is true."""
     return embedded.masked_scatter(chosen[..., None], values.to(embedded.dtype))
-
-
-def _differences(report: Mapping[str, Any], config: SharedLMConfig) -> str:
-    """What was found otherwise than expected when weights were loaded; empty where all is well."""
-    found, parts = list[str](), set[str]()
-    for kind, items in report.items():
-        keys = sorted(item if isinstance(item, str) else str(item[0]) for item in items)
-        parts |= {key.partition(".")[0] for key in keys}
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            found.append(f"{kind} {', '.join(keys[:3])}{more}")
-    if "head" in parts:
-        found.append(f"while its config.json says head {config.head}, which must be the one it was trained with")
-    return ", ".join(found)
-
-
-def _check_folder(folder: Path) -> None:
-    missing = [name for name in ("config.json", *_weight_files(folder)) if not (folder / name).is_file()]
-    missing += missing_files(folder)
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} should hold a language model but lacks {', '.join(missing)}; save or train it again"
-        )
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """One file, or as many as its index names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return ["model.safetensors"]
-    try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder} does not hold a readable language model ({index.name} is damaged); save it again"
-        ) from error
-
-
-def _describe(spec: CodeSpec) -> str:
-    books = ", ".join(f"{book.name} {book.size}x{book.depth}" for book in spec.codebooks)
-    return f"{spec.layout.kind} {'x'.join(map(str, spec.layout.shape))}: {books}"

@@ -4,7 +4,7 @@
 (https://arxiv.org/abs/2406.06525); a text step at place t is at (t, t), an image that opens at t covers (t, t) to
 (t + h - 1, t + w - 1), what follows goes on at t + max(h, w), and conditions (classes, vectors) stand nowhere: their
 queries and keys are zero. ``multimodal``: time, row and column, for backbones built for it (Qwen2-VL,
-https://arxiv.org/abs/2409.12191), by the same rule, where conditions count as text.
+https://arxiv.org/abs/2409.12191), by the same rule, where conditions count as text. ``none``: nothing turns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..tokenizers.codes import CodeSpec
-from .sequences import TEXT
+from .sequences import EXTRA, TEXT
 
 #: Rows and columns of an axial place are packed into one id: ``row * AXIS + column``.
 AXIS = 1 << 20
@@ -43,11 +43,21 @@ class Places(ABC):
 
 
 class SequencePlaces(Places):
-    """The number of steps before, in the same document."""
+    """The number of steps before, in the same document; steps of an image count in raster order, however it is written.
+
+    Args:
+        spec: the codes.
+        steps: steps that write one position.
+    """
+
+    def __init__(self, spec: CodeSpec, steps: int) -> None:
+        self.length = None if spec.dynamic else spec.positions * steps
 
     def __call__(self, slots: Tensor, present: Tensor, documents: Tensor | None = None) -> Tensor:
         """See :class:`Places`."""
-        return _before(present.long(), documents)
+        image, closes = images(slots, documents)
+        length = slots + 1 if self.length is None else self.length
+        return _before((present & ~image) + closes * length, documents) + slots * (slots >= 0)
 
 
 class GridPlaces(Places):
@@ -76,10 +86,8 @@ class GridPlaces(Places):
             counted: ``[B, T]`` bool, text that takes one place each.
             documents: as in :class:`Places`.
         """
-        code = slots >= 0
-        following = torch.cat([slots[:, 1:], torch.full_like(slots[:, :1], TEXT)], dim=1)
-        closes = code & (following <= slots)
-        start = _before(counted.long() + closes * max(self.height, self.width), documents)
+        code, (_, closes) = slots >= 0, images(slots, documents)
+        start = _before(counted + closes * max(self.height, self.width), documents)
         cell = slots.clamp_min(0) // self.steps
         return start, torch.where(code, cell // self.width, 0), torch.where(code, cell % self.width, 0)
 
@@ -98,7 +106,7 @@ class MultimodalPlaces(GridPlaces):
 
     def __call__(self, slots: Tensor, present: Tensor, documents: Tensor | None = None) -> Tensor:
         """See :class:`Places`."""
-        start, rows, columns = self.axes(slots, present & (slots < 0), documents)
+        start, rows, columns = self.axes(slots, present & ~images(slots, documents)[0], documents)
         return torch.stack([start, start + rows, start + columns])
 
 
@@ -136,11 +144,28 @@ class AxialRotary(nn.Module):
         return (angles.cos() * present).to(states.dtype), (angles.sin() * present).to(states.dtype)
 
 
+class NoRotary(nn.Module):
+    """Cosine 1 and sine 0 for every place, in the place of a Llama-like backbone's own rotary embedding.
+
+    Args:
+        head_dim: channels of an attention head.
+    """
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+
+    def forward(self, states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine ``[B, T, head_dim]`` in the type of ``states``."""
+        cosine = states.new_ones(*position_ids.shape, self.head_dim)
+        return cosine, torch.zeros_like(cosine)
+
+
 def places(kind: str, spec: CodeSpec, steps: int, backbone: PreTrainedModel) -> Places:
     """The places that a configuration asks for; the backbone gets the rotary embedding that goes with them.
 
     Args:
-        kind: ``sequence``, ``axial`` or ``multimodal``.
+        kind: ``sequence``, ``axial``, ``multimodal`` or ``none``.
         spec: the codes.
         steps: steps that write one position.
         backbone: a causal language model.
@@ -154,21 +179,31 @@ def places(kind: str, spec: CodeSpec, steps: int, backbone: PreTrainedModel) -> 
 
 
 def _sequence(spec: CodeSpec, steps: int, backbone: PreTrainedModel) -> Places:
-    return SequencePlaces()
+    return SequencePlaces(spec, steps)
 
 
 def _axial(spec: CodeSpec, steps: int, backbone: PreTrainedModel) -> Places:
-    found, config = AxialPlaces(spec, steps), backbone.config
-    trunk = backbone.base_model
-    if type(getattr(trunk, "rotary_emb", None)).__name__ not in _ROTARY:
+    found, trunk = AxialPlaces(spec, steps), backbone.base_model
+    head_dim = _plain_head("axial", backbone)
+    rope = getattr(backbone.config, "rope_parameters", None) or {}
+    trunk.rotary_emb = AxialRotary(head_dim, float(rope.get("rope_theta") or 10000.0))
+    return found
+
+
+def _none(spec: CodeSpec, steps: int, backbone: PreTrainedModel) -> Places:
+    backbone.base_model.rotary_emb = NoRotary(_plain_head("no", backbone))
+    return SequencePlaces(spec, steps)
+
+
+def _plain_head(kind: str, backbone: PreTrainedModel) -> int:
+    """Channels of a head of a backbone whose rotary embedding can be replaced."""
+    config = backbone.config
+    if not plain_rotary(backbone):
         raise ValueError(
-            f"axial places need a backbone with a plain rotary embedding, such as llama or qwen2, got "
+            f"{kind} places need a backbone with a plain rotary embedding, such as llama or qwen2, got "
             f"{config.model_type}; use sequence places"
         )
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rope = getattr(config, "rope_parameters", None) or {}
-    trunk.rotary_emb = AxialRotary(int(head_dim), float(rope.get("rope_theta") or 10000.0))
-    return found
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _multimodal(spec: CodeSpec, steps: int, backbone: PreTrainedModel) -> Places:
@@ -184,10 +219,34 @@ _KINDS: dict[str, Callable[[CodeSpec, int, PreTrainedModel], Places]] = {
     "sequence": _sequence,
     "axial": _axial,
     "multimodal": _multimodal,
+    "none": _none,
 }
 
-#: Rotary embeddings that turn all channels of a head by one number each, and take nothing but position ids.
-_ROTARY = ("LlamaRotaryEmbedding", "Qwen2RotaryEmbedding", "Qwen3RotaryEmbedding", "MistralRotaryEmbedding")
+
+def plain_rotary(backbone: PreTrainedModel) -> bool:
+    """Whether a backbone has blocks like Llama's, with one rotary embedding for all of them."""
+    return type(getattr(backbone.base_model, "rotary_emb", None)).__name__ in _ROTARY
+
+
+#: Rotary embeddings that take nothing but position ids: one number each that turns all channels, and those from here.
+_ROTARY = (
+    "LlamaRotaryEmbedding",
+    "Qwen2RotaryEmbedding",
+    "Qwen3RotaryEmbedding",
+    "MistralRotaryEmbedding",
+    "AxialRotary",
+    "NoRotary",
+)
+
+
+def images(slots: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Which steps ``[B, T]`` belong to an image, and which are the last of one: bool ``[B, T]`` each."""
+    inside = (slots >= 0) | (slots == EXTRA)
+    follows = torch.zeros_like(inside)
+    follows[:, :-1] = inside[:, 1:]
+    if documents is not None:
+        follows[:, :-1] &= documents[:, 1:] == documents[:, :-1]
+    return inside, inside & ~follows
 
 
 def _before(counts: Tensor, documents: Tensor | None) -> Tensor:

@@ -8,12 +8,17 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .ordering import Ordering
+from .plans import PlanRows
+
 #: In ``Batch.slots``: a step of text.
 TEXT = -1
 #: In ``Batch.slots``: a class; the token is its number.
 CLASS = -2
 #: In ``Batch.slots``: a vector that comes with the batch.
 VECTOR = -3
+#: In ``Batch.slots``: a learned vector that stands nowhere; the token is its number.
+EXTRA = -4
 #: In ``Batch.tokens``: no token, where a step writes fewer than W.
 NONE = -1
 
@@ -49,6 +54,7 @@ class Picture:
     learned: bool = True
     opens: bool = False  #: learn too that a picture begins here
     read_as: Tensor | None = None  #: [n, C], read in place of the embedding's own look-up
+    rows: PlanRows | None = None  #: in which order it is written; raster by default
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -56,6 +62,7 @@ class Picture:
             and torch.equal(self.ids, other.ids)
             and (self.learned, self.opens) == (other.learned, other.opens)
             and _same(self.read_as, other.read_as)
+            and self.rows is other.rows
         )
 
     __hash__ = object.__hash__
@@ -99,10 +106,11 @@ class Example:
     """One sequence: what is read and what is learned."""
 
     tokens: Tensor  #: [T, W] int64 ids of the shared vocabulary, :data:`NONE` where a step writes fewer
-    slots: Tensor  #: [T] int64, the step of an image, :data:`TEXT`, :data:`CLASS` or :data:`VECTOR` elsewhere
+    slots: Tensor  #: [T] int64, the step of an image, :data:`TEXT`, :data:`CLASS`, :data:`VECTOR`, :data:`EXTRA` else
     learned: Tensor  #: [T] bool, true where predicting this step is part of the loss
     vectors: Tensor | None = None  #: [F, C] of the :data:`VECTOR` steps, in order
-    read_as: Tensor | None = None  #: [M, C] of the code steps, in order
+    read_as: Tensor | None = None  #: [M, C] of the code steps that are read, in order
+    ordering: Ordering | None = None  #: None for causal sequences
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -117,7 +125,8 @@ class Batch:
     learned: Tensor  #: [B, T] bool
     documents: Tensor | None = None  #: [B, T] int64, which example of a packed row a step is of; None for one a row
     vectors: Tensor | None = None  #: [F, C] of all :data:`VECTOR` steps, row by row
-    read_as: Tensor | None = None  #: [M, C] of all code steps, row by row
+    read_as: Tensor | None = None  #: [M, C] of all code steps that are read, row by row
+    ordering: Ordering | None = None  #: of all rows, [B, T] and [B, T, S]; None for causal ones
 
     @classmethod
     def of(cls, rows: Rows) -> Self:
@@ -125,10 +134,17 @@ class Batch:
         tokens, slots = rows.rows[None, :, :-1], rows.rows[None, :, -1]
         return cls(tokens, slots, torch.zeros_like(slots, dtype=torch.bool), vectors=rows.vectors)
 
+    @property
+    def codes(self) -> Tensor:
+        """``[B, T]`` bool, steps whose codes are read."""
+        return self.slots >= 0 if self.ordering is None else (self.slots >= 0) & ~self.ordering.asked
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         parts = (self.tokens, self.slots, self.learned, self.documents, self.vectors, self.read_as)
-        return Batch(*(part if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
+        moved = [part if part is None else part.to(device) for part in parts]
+        ordering = self.ordering if self.ordering is None else self.ordering.to(device)
+        return Batch(*moved, ordering)  # type: ignore[arg-type]
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -16,13 +16,15 @@ class Table:
 
     Args:
         pieces: ``[V_i, C]``.
+        start: id of the first row.
     """
 
-    def __init__(self, *pieces: Tensor) -> None:
+    def __init__(self, *pieces: Tensor, start: int = 0) -> None:
         self.pieces: Sequence[Tensor] = pieces
+        self.start = start
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Rows ``[..., C]`` of ids ``[...]``."""
+        """Rows ``[..., C]`` of ids ``[...]``, in tables that start at 0."""
         first, *others = self.pieces
         found = F.embedding(tokens.clamp_max(len(first) - 1) if others else tokens, first)
         start = len(first)
@@ -39,7 +41,7 @@ class Table:
 
     def parts(self, ids: range) -> list[Tensor]:
         """The rows of ids in a row, ``[n, C]`` each, as views."""
-        found, start = list[Tensor](), 0
+        found, start = list[Tensor](), self.start
         for piece in self.pieces:
             first, last = max(ids.start - start, 0), min(ids.stop - start, len(piece))
             if first < last:

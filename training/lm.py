@@ -15,11 +15,13 @@ from torch.utils.data import Dataset
 
 from ..data.files import atomic_file
 from ..data.tokens import TokenStore
+from ..generation.orders import Order, Raster, order_parts
 from ..generation.pipeline import TextToImagePipeline
-from ..generation.sampler import Sampling
+from ..generation.sampling import Sampling
 from ..generation.text import ANSWER, write_text
 from ..lm.embedding import CodebookEmbedding
 from ..lm.model import SharedLM
+from ..lm.plans import Plan, PlanRows
 from ..lm.sequences import Batch, Example, Rows
 from ..lm.vocabulary import Vocabulary
 from ..tokenizers.base import VisualTokenizer
@@ -91,6 +93,9 @@ class LanguageModelTraining(TrainingModule):
         embedding: how codes enter, see :func:`~smalti.lm.embedding.code_embedding`; ``dims`` may be left out.
         rotary: where steps stand, see :mod:`~smalti.lm.positions`.
         classes: number of classes, for a model of classes.
+        order: in which pictures are written; raster by default. Others need a head that writes whole positions, learn
+            nothing of the codes of pictures that are read, and so learn to write from nothing by ``caption_dropout``
+            alone. What is read stands in raster order always.
         weights: of the losses ``text`` and every codebook; 1 where absent.
         reading: share of the images that are read and not written from their caption, in [0, 1].
         questions: most questions asked about an image in one sequence.
@@ -110,7 +115,8 @@ class LanguageModelTraining(TrainingModule):
 
     Raises:
         ValueError: weights for unknown losses, a share outside [0, 1], a vocabulary beside classes or neither, a
-            tokenizer that cannot be tuned, or stored codes of another tokenizer.
+            tokenizer that cannot be tuned, an order that its codes or the head do not allow, or stored codes of another
+            tokenizer.
     """
 
     def __init__(
@@ -124,6 +130,7 @@ class LanguageModelTraining(TrainingModule):
         embedding: dict[str, Any] | None = None,
         rotary: str = "sequence",
         classes: int = 0,
+        order: Order | None = None,
         weights: dict[str, float] | None = None,
         reading: float = 0.4,
         questions: int = 6,
@@ -155,6 +162,8 @@ class LanguageModelTraining(TrainingModule):
                 f"{classes} classes; give one of the two"
             )
         coded = saved_tokenizer(tokenizer)
+        self.order = order or Raster()
+        self.order.check(coded.spec)
         self.coder = Coder(coded, tuning if tune_tokenizer else None)
         self.reading, self.questions, self.describing = reading, questions, describing
         self.caption_dropout, self.pack, self.save_to = caption_dropout, pack, save_to
@@ -162,8 +171,10 @@ class LanguageModelTraining(TrainingModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             parts = {"embedding": _with_dims(embedding or {}, coded), "rotary": rotary, "classes": classes}
+            parts |= order_parts(self.order, coded.spec)
             texts = Vocabulary(None) if vocabulary is None else vocabulary
             self.model = _language_model(backbone, pretrained, texts, coded, head, parts)
+        self.order.check(coded.spec, self.model.layout.per_step)
         self.model.config.sampling = asdict(sampling or Sampling())
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
@@ -174,6 +185,7 @@ class LanguageModelTraining(TrainingModule):
             )
         self.weights = _checked(weights or {}, ["text", *(book.name for book in coded.spec.codebooks)])
         self._before: float | None = None
+        self._fixed: Plan | None = None
 
     def trained(self) -> Mapping[str, Trained]:
         """The language model and, where it is tuned, the tokenizer."""
@@ -216,11 +228,13 @@ class LanguageModelTraining(TrainingModule):
     def validation_step(self, batch: list[Item], batch_idx: int) -> None:
         """Block losses, and the share of questions answered word for word."""
         layout, coded = self.model.layout, self.coder(batch, self.device)
-        pairs = list(zip(batch, coded.ids, strict=True))
+        pairs, fixed = list(zip(batch, coded.ids, strict=True)), torch.Generator().manual_seed(batch_idx)
         if self.model.config.classes:
-            written, reading = [layout.class_to_image(self._class(i), ids) for i, ids in pairs], list[Example]()
+            written = [layout.class_to_image(self._class(i), ids, self._rows(fixed)) for i, ids in pairs]
+            reading = list[Example]()
         else:
-            written = [layout.text_to_image(i["caption"], ids) for i, ids in pairs if i["caption"] is not None]
+            told = [(item["caption"], ids) for item, ids in pairs if item["caption"] is not None]
+            written = [layout.text_to_image(caption, ids, rows=self._rows(fixed)) for caption, ids in told]
             reading = [layout.image_to_text(ids, item["caption"], item["questions"]) for item, ids in pairs]
         result = self.model(self._collate(written, reading), self.weights)
         self.log_dict({f"val/{n}": b.mean for n, b in result.blocks.items()}, batch_size=len(batch))
@@ -286,14 +300,23 @@ class LanguageModelTraining(TrainingModule):
 
     def _read(self, item: Item, ids: Tensor, read_as: Tensor | None) -> Example:
         asked = self._asked(item)
-        return self.model.layout.image_to_text(ids, item["caption"], asked, learn_codes=True, read_as=read_as)
+        raster = isinstance(self.order, Raster)
+        return self.model.layout.image_to_text(ids, item["caption"], asked, learn_codes=raster, read_as=read_as)
 
     def _written(self, item: Item, ids: Tensor, read_as: Tensor | None) -> Example:
         dropped = bool(self.caption_dropout) and float(torch.rand(())) < self.caption_dropout
         if self.model.config.classes:
             number = self._class(item)
-            return self.model.layout.class_to_image(None if dropped else number, ids)
-        return self.model.layout.text_to_image(None if dropped else item["caption"], ids, read_as)
+            return self.model.layout.class_to_image(None if dropped else number, ids, self._rows())
+        return self.model.layout.text_to_image(None if dropped else item["caption"], ids, read_as, self._rows())
+
+    def _rows(self, generator: torch.Generator | None = None) -> PlanRows | None:
+        """How a picture is written; None for raster."""
+        if isinstance(self.order, Raster):
+            return None
+        if self._fixed is None or self.order.random:
+            self._fixed = self.order.plan(self.model.spec.layout, generator)
+        return self._fixed.training_rows(generator)
 
     def _class(self, item: Item) -> int:
         text, classes = item["caption"], self.model.config.classes

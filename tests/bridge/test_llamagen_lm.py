@@ -14,7 +14,8 @@ from smalti.bridge.formats import FORMATS, import_checkpoint
 from smalti.bridge.keymap import fill
 from smalti.bridge.llamagen_lm import C2I, T2I, caption_model, class_model, half_split, rules, shown
 from smalti.cli.main import main
-from smalti.generation.sampler import Sampling, model_sampling, sample_codes
+from smalti.generation.sampler import sample_codes
+from smalti.generation.sampling import Sampling, model_sampling
 from smalti.lm.model import SharedLM
 from smalti.lm.positions import AXIS, NOWHERE, AxialRotary
 from smalti.lm.sequences import CLASS

@@ -8,8 +8,9 @@ import shutil
 import pytest
 import torch
 
-from smalti.generation.pipeline import TextToImagePipeline, seeded
-from smalti.generation.sampler import Sampling
+from smalti.generation.pictures import seeded
+from smalti.generation.pipeline import TextToImagePipeline
+from smalti.generation.sampling import Sampling
 from smalti.generation.text import TextSampling
 from smalti.lm.model import SharedLM
 from smalti.lm.vocabulary import Vocabulary

@@ -9,6 +9,7 @@ import torch
 
 from smalti.generation.text import TextSampling, choice_likelihoods, choose, write_text
 from smalti.lm.model import SharedLM
+from smalti.lm.ordering import causal
 from smalti.lm.sequences import TEXT, Batch, Rows
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
@@ -93,7 +94,7 @@ def nats(lm: SharedLM, prompt: Rows, said: list[list[int]]) -> torch.Tensor:
     vectors = None if prompt.vectors is None else prompt.vectors.repeat(len(said), 1)
     batch = Batch(rows[..., :-1], rows[..., -1], present == 0, vectors=vectors)
     places = lm.places(batch.slots, present.bool())
-    state = lm.states(batch, attention_mask=present, position_ids=places, use_cache=False)[:, -1]
+    state = lm.through(lm.embed(batch), places, causal(present.bool(), present.shape[1]))[:, -1, 0]
     return lm.outputs.logits(state, range(end(lm) + 6)).log_softmax(-1)
 
 

@@ -51,7 +51,7 @@ def batch(lm: SharedLM):
 
 def logits(lm: SharedLM) -> Tensor:
     with torch.no_grad():
-        return lm.outputs.logits(lm.states(batch(lm)), range(lm.vocabulary.size))
+        return lm.outputs.logits(lm.hidden(batch(lm)), range(lm.vocabulary.size))
 
 
 def train(lm: SharedLM, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:

@@ -61,7 +61,7 @@ def check_logits(lm: SharedLM, folder: Path):
         [lm.layout.text_to_image("a red circle", torch.tensor([[0, 11], [4, 3], [2, 7], [1, 0]]))]
     )
     with torch.no_grad():
-        expected = lm.outputs.logits(lm.states(found), range(lm.vocabulary.size))
+        expected = lm.outputs.logits(lm.hidden(found), range(lm.vocabulary.size))
         torch.testing.assert_close(plain(found.tokens[..., 0]).logits, expected)
     assert expected.std() > 0.01
     return plain

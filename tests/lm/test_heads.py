@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from smalti.lm.heads import BlockLoss, CodeHead, DepthHead, FlatHead, code_head, default_head, merged
+from smalti.lm.heads import CodeHead, DepthHead, FlatHead, code_head, default_head
 from smalti.lm.layout import SequenceLayout
+from smalti.lm.losses import BlockLoss, block_losses, merged
 from smalti.lm.sequences import TEXT
 from smalti.lm.tables import Table
 from smalti.lm.vocabulary import Vocabulary
@@ -72,7 +73,7 @@ def test_losses_equal_a_loop_over_tokens(kind):
                 token = found.tokens[row, place, column]
                 expected[name].append(-(rows @ reads).log_softmax(0)[token - ids.start])
                 before = torch.cat([before, TABLE[token][None, None]], 1)
-    losses = codes.losses(hidden, INPUTS, OUTPUTS, found)
+    losses = block_losses([(codes, OUTPUTS)], hidden[..., None, :], INPUTS, found)
     assert list(losses) == list(expected)
     assert {name: int(loss.tokens) for name, loss in losses.items()} == {"text": 5, "semantic": 2, "pixel": 4}
     for name, values in expected.items():
@@ -85,7 +86,7 @@ def test_a_block_without_tokens_costs_nothing(kind):
     layout = SequenceLayout(VOCABULARY, SPEC, codes.per_step)
     only_text = layout.collate([layout.image_to_text(IDS, "a circle")])
     hidden = torch.randn(*only_text.slots.shape, 8, requires_grad=True)
-    losses = codes.losses(hidden, INPUTS, OUTPUTS, only_text)
+    losses = block_losses([(codes, OUTPUTS)], hidden[..., None, :], INPUTS, only_text)
     assert losses["pixel"].mean.item() == 0
     assert int(losses["pixel"].tokens) == 0
     losses["pixel"].mean.backward()
@@ -97,7 +98,7 @@ def test_states_that_predict_nothing_learned_get_no_gradient(kind):
     codes = head(kind)
     found = batch(codes.per_step)
     hidden = torch.randn(*found.slots.shape, 8, requires_grad=True)
-    sum(loss.mean for loss in codes.losses(hidden, INPUTS, OUTPUTS, found).values()).backward()
+    sum(loss.mean for loss in block_losses([(codes, OUTPUTS)], hidden[..., None, :], INPUTS, found).values()).backward()
     predicts = F.pad(found.learned[:, 1:], (0, 1))
     assert torch.equal(hidden.grad.abs().sum(-1) > 0, predicts)
 
@@ -107,12 +108,9 @@ def test_half_precision_states_give_float32_losses(kind):
     codes = head(kind)
     found = batch(codes.per_step)
     hidden = torch.randn(*found.slots.shape, 8)
-    exact = codes.losses(hidden, INPUTS, OUTPUTS, found)["pixel"].mean
-    half = (
-        codes.bfloat16()
-        .losses(hidden.bfloat16(), Table(TABLE.bfloat16()), Table(WEIGHT.bfloat16()), found)["pixel"]
-        .mean
-    )
+    exact = block_losses([(codes, OUTPUTS)], hidden[..., None, :], INPUTS, found)["pixel"].mean
+    heads = [(codes.bfloat16(), Table(WEIGHT.bfloat16()))]
+    half = block_losses(heads, hidden.bfloat16()[..., None, :], Table(TABLE.bfloat16()), found)["pixel"].mean
     assert half.dtype == torch.float32
     assert float(half) == pytest.approx(float(exact), rel=0.05)
 
@@ -144,8 +142,8 @@ def test_losses_of_parts_are_those_of_the_whole():
     found = batch(1)
     hidden = torch.randn(*found.slots.shape, 8)
     rows = [type(found)(found.tokens[i : i + 1], found.slots[i : i + 1], found.learned[i : i + 1]) for i in range(2)]
-    parts = [codes.losses(hidden[i : i + 1], INPUTS, OUTPUTS, rows[i]) for i in range(2)]
-    for name, whole in codes.losses(hidden, INPUTS, OUTPUTS, found).items():
+    parts = [block_losses([(codes, OUTPUTS)], hidden[i : i + 1][..., None, :], INPUTS, rows[i]) for i in range(2)]
+    for name, whole in block_losses([(codes, OUTPUTS)], hidden[..., None, :], INPUTS, found).items():
         torch.testing.assert_close(merged(parts)[name].mean, whole.mean)
         assert int(merged(parts)[name].tokens) == int(whole.tokens)
     nothing = {"text": BlockLoss(torch.tensor(0.0), torch.tensor(0))}
@@ -209,7 +207,7 @@ def test_dynamic_codes_compete_with_the_end_of_the_image(kind):
     layout = SequenceLayout(VOCABULARY, spec, codes.per_step)
     found = layout.collate([layout.text_to_image("a circle", torch.cat([IDS, torch.full((2, 3), -1)]))])
     hidden = torch.randn(*found.slots.shape, 8)
-    losses = codes.losses(hidden, INPUTS, OUTPUTS, found)
+    losses = block_losses([(codes, OUTPUTS)], hidden[..., None, :], INPUTS, found)
     assert {name: int(loss.tokens) for name, loss in losses.items()} == {"text": 0, "semantic": 3, "pixel": 4}
     end, block = VOCABULARY.special("</image>"), VOCABULARY.block("semantic")
     expected, first = [], codes.per_step  # first columns stand every so many steps

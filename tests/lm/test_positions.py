@@ -15,7 +15,7 @@ from smalti.lm.positions import (
     SequencePlaces,
     places,
 )
-from smalti.lm.sequences import CLASS, TEXT, VECTOR
+from smalti.lm.sequences import CLASS, EXTRA, TEXT, VECTOR
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 
 GRID = CodeSpec(CodeLayout("grid", (2, 3)), (Codebook("pixel", 7),))
@@ -32,13 +32,25 @@ def pairs(ids) -> list[tuple[int, int]]:
 
 def test_sequence_places_count_what_is_present():
     present = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
-    assert SequencePlaces()(torch.zeros(2, 5), present)[:, 2:].tolist() == [[0, 1, 2], [2, 3, 4]]
+    places = SequencePlaces(GRID, 1)
+    assert places(torch.full((2, 5), TEXT), present)[:, 2:].tolist() == [[0, 1, 2], [2, 3, 4]]
 
 
 def test_documents_count_anew():
     documents = torch.tensor([[0, 0, 0, 1, 1, 2]])
-    found = SequencePlaces()(torch.zeros(1, 6), torch.ones(1, 6).bool(), documents)
+    found = SequencePlaces(GRID, 1)(torch.full((1, 6), TEXT), torch.ones(1, 6).bool(), documents)
     assert found.tolist() == [[0, 1, 2, 0, 1, 0]]
+    codes = SequencePlaces(GRID, 1)(slots([TEXT, *IMAGE[:2], *IMAGE[:3]]), torch.ones(1, 6).bool(), documents)
+    assert codes.tolist() == [[0, 1, 2, 0, 1, 2]]  # images cut short, each in a document of its own
+
+
+def test_places_of_codes_are_those_of_raster_order_however_they_are_written():
+    row = slots([TEXT, EXTRA, 3, 0, 0, 5, 1, 4, 2, TEXT])  # one of them twice, as a query and as a code
+    present = torch.ones_like(row).bool()
+    assert SequencePlaces(GRID, 1)(row, present)[0].tolist() == [0, 1, 4, 1, 1, 6, 2, 5, 3, 7]
+    found = AxialPlaces(GRID, 1)(row, present)[0]
+    assert found[1] == NOWHERE
+    assert pairs(found[2:]) == [(2, 1), (1, 1), (1, 1), (2, 3), (1, 2), (2, 2), (1, 3), (4, 4)]
 
 
 def test_an_image_opens_where_the_text_ends_and_the_text_goes_on_behind_its_longer_side():
@@ -134,7 +146,7 @@ def test_multimodal_rotary_where_the_backbone_has_it():
 @pytest.mark.parametrize(
     ("kind", "spec", "fields", "message"),
     [
-        ("spiral", GRID, {}, "rotary must be one of sequence, axial, multimodal, got 'spiral'; choose"),
+        ("spiral", GRID, {}, "rotary must be one of sequence, axial, multimodal, none, got 'spiral'; choose"),
         (
             "axial",
             CodeSpec(CodeLayout("sequence", (6,)), GRID.codebooks),

@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Callback
 
 from smalti.data.tokens import TokenRecord, TokenStore
 from smalti.generation.pipeline import TextToImagePipeline
-from smalti.generation.sampler import Sampling, model_sampling, sample_codes
+from smalti.generation.sampler import sample_codes
+from smalti.generation.sampling import Sampling, model_sampling
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.base import VisualTokenizer
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder

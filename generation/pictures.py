@@ -1,0 +1,107 @@
+"""What all that draw pictures for prompts have in common: seeds, batches, a progress bar, a folder."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL.Image import Image
+from torch import Tensor
+
+from ..data.transforms import to_pil
+
+
+class PicturePipeline(DiffusionPipeline):
+    """Draws pictures; a subclass says how, in :meth:`draw`."""
+
+    @abstractmethod
+    def draw(self, prompts: Sequence[str], generators: Sequence[torch.Generator], sampling: Any) -> Tensor:
+        """Pixels ``[B, 3, H, W]`` in [-1, 1] of B pictures.
+
+        Args:
+            prompts: B of them.
+            generators: B CPU generators, one per prompt; each alone decides its picture.
+            sampling: settings of the kind that the model draws with; None for the model's own.
+
+        Raises:
+            ValueError: a prompt that the model cannot read.
+        """
+
+    @abstractmethod
+    def check_prompt(self, prompt: str) -> None:
+        """Raise unless the model can read a prompt; all of them are looked at before any is drawn.
+
+        Raises:
+            ValueError: it cannot.
+        """
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        generator: torch.Generator | Sequence[torch.Generator] | int = 0,
+        sampling: Any = None,
+        batch_size: int = 64,
+        progress: bool = True,
+    ) -> list[Image]:
+        """One picture per prompt.
+
+        Args:
+            prompt: one or several prompts: sentences, or the numbers of classes for a model of classes.
+            generator: a seed that every prompt starts from, or one CPU generator per prompt; the codes of a picture
+                depend on its prompt and its generator, not on the rest of the batch, but for rounding: larger batches
+                round differently, so equal bytes need ``batch_size=1``.
+            sampling: temperature, filters, guidance and what else decides how ids are drawn; the model's own by
+                default.
+            batch_size: prompts decoded together.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: words the vocabulary lacks, or another number of generators than prompts.
+        """
+        return to_pil(self.generate(prompt, generator, sampling, batch_size, progress))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        generator: torch.Generator | Sequence[torch.Generator] | int = 0,
+        sampling: Any = None,
+        batch_size: int = 64,
+        progress: bool = True,
+    ) -> Tensor:
+        """As calling the pipeline, but pixels ``[B, 3, H, W]`` in [-1, 1]."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("at least one prompt is needed, got none; pass a sentence or a list of them")
+        generators = _generators(generator, len(prompts))
+        for text in prompts:
+            self.check_prompt(text)
+        self.set_progress_bar_config(disable=not progress, leave=False)
+        images: list[Tensor] = []
+        bar: Any = self.progress_bar(total=len(prompts))  # pyright: ignore[reportCallIssue]: typed as a decorator
+        with bar:
+            for start in range(0, len(prompts), batch_size):
+                part = slice(start, start + batch_size)
+                images.append(self.draw(prompts[part], generators[part], sampling).float().cpu())
+                bar.update(len(prompts[part]))
+        return torch.cat(images)
+
+
+def seeded(seed: int, count: int) -> list[torch.Generator]:
+    """``count`` CPU generators that all start from ``seed``."""
+    return [torch.Generator().manual_seed(seed) for _ in range(count)]
+
+
+def _generators(generator: torch.Generator | Sequence[torch.Generator] | int, count: int) -> list[torch.Generator]:
+    if isinstance(generator, int):
+        return seeded(generator, count)
+    given = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    if len(given) != count:
+        raise ValueError(
+            f"one generator per prompt is needed, got {len(given)} for {count} prompts; pass a seed to start all alike"
+        )
+    return given
