@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from ..data.base import ImageSource
 from ..eval.comparison import ComparisonData, compare_tokenizer, comparison_protocol, originals
 from ..eval.comparison_report import write_comparison
 from ..eval.extractor import TeacherFeatures
-from ..eval.lm_comparison import read_scored, write_lm_comparison
+from ..eval.lm_comparison import Scored, read_scored, write_lm_comparison
+from ..eval.sampling_speed import sampling_speed
 from ..eval.variants import write_variants
 from ..lm.vocabulary import Vocabulary
 from ..training.lm_speed import StepSpeed, step_speed
@@ -149,7 +150,8 @@ def compare_lm(folder: Path, scores: dict[str, str], training: dict[str, str], t
 
 
 def compare_variants(folder: Path, scores: dict[str, list[str]], models: dict[str, list[str]], title: str) -> None:
-    """Put means and spreads over seeds of language models that were trained in different ways beside each other.
+    """Put means and spreads over seeds of language models that were trained in different ways beside each other, with
+    how many passes they write a picture in and how many pictures a second: 16 at a time, and one by one.
 
     Args:
         folder: of the stage.
@@ -157,14 +159,20 @@ def compare_variants(folder: Path, scores: dict[str, list[str]], models: dict[st
         models: folders of the models that were scored, in the same order.
         title: of the page.
     """
-    runs = {
-        name: [
-            read_scored(f"{name} {number}", scored, model)
-            for number, (scored, model) in enumerate(zip(scores[name], models[name], strict=True))
-        ]
-        for name in scores
-    }
-    write_variants(folder, title, runs)
+    runs = dict[str, list[Scored]]()
+    for name, scored in scores.items():
+        say(f"  {name}")
+        pairs = zip(scored, models[name], strict=True)
+        runs[name] = [_timed(read_scored(f"{name} {at}", *pair), pair[1]) for at, pair in enumerate(pairs)]
+    write_variants(folder, title, runs, {"speed": "sampling of codes, medians of 5, a process of its own"})
+
+
+def _timed(row: Scored, model: str) -> Scored:
+    """With pictures a second: of 16 at a time, and one by one."""
+    prompts = [verdict["prompt"] for verdict in row.evidence.verdicts]
+    wanted = [prompts[index % len(prompts)] for index in range(16)]
+    many, alone = sampling_speed(model, wanted, (16, 1))
+    return replace(row, numbers={**row.numbers, "images_per_second": many, "images_per_second_alone": alone})
 
 
 def time_step_apart(configuration: str, steps: int) -> StepSpeed:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .errors import UsageError
 
 if TYPE_CHECKING:
+    from ..generation.pictures import PicturePipeline
     from ..generation.pipeline import TextToImagePipeline
     from ..tokenizers.base import VisualTokenizer
 
@@ -51,6 +52,17 @@ def load_pipeline(folder: Path, device: str) -> TextToImagePipeline:
     chosen = choose_device(device)
     quiet()
     pipeline = TextToImagePipeline.from_pretrained(folder)
+    pipeline.to(chosen)
+    return pipeline
+
+
+def load_pictures(folder: Path, device: str) -> PicturePipeline:
+    """Load a model of any kind that draws pictures onto a device, strictly; arguments and errors as `load_pipeline`."""
+    from ..generation.folders import load_pictures as load
+
+    chosen = choose_device(device)
+    quiet()
+    pipeline = load(folder)
     pipeline.to(chosen)
     return pipeline
 

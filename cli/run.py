@@ -13,15 +13,17 @@ import yaml
 
 from ..data.base import ImageSource
 from ..data.files import atomic_file
+from ..eval.picture_scores import score_pictures
 from ..eval.protocol import read_result
 from ..eval.scene_report import write_scene_report
 from ..eval.suite import SuiteSettings, score_scenes
+from ..generation.pipeline import TextToImagePipeline
 from ..lm.vocabulary import Vocabulary
 from ..training.encode import encode_source, texts_of
 from ..training.recipe import Action, Recipe, State, check_recipe, plan_recipe, run_recipe, timings
 from .errors import InterruptedRunError, UsageError
 from .fit import check_configuration, import_vocabulary, run_lightning
-from .models import load_pipeline, load_tokenizer, quiet
+from .models import load_pictures, load_tokenizer, quiet
 from .outputs import say as answer
 from .progress import Bar
 from .typed import build_arguments, check_arguments
@@ -134,7 +136,7 @@ def encode(
 
 
 def score(folder: Path, model: str, settings: SuiteSettings, device: str = "auto") -> None:
-    """Measure a model of scenes: ``scores.json``, the evidence, and two picture sheets.
+    """Measure a model of scenes: ``scores.json`` and picture sheets; of a language model, the evidence too.
 
     Args:
         folder: of the stage.
@@ -142,8 +144,11 @@ def score(folder: Path, model: str, settings: SuiteSettings, device: str = "auto
         settings: what is measured on how much.
         device: where the model runs: ``auto`` is a GPU where there is one.
     """
-    pipeline = load_pipeline(Path(model), device)
-    score_scenes(pipeline, folder, settings, lambda line: say(f"  {line}")).write_sheets(folder)
+    pipeline = load_pictures(Path(model), device)
+    if isinstance(pipeline, TextToImagePipeline):
+        score_scenes(pipeline, folder, settings, lambda line: say(f"  {line}")).write_sheets(folder)
+    else:
+        score_pictures(pipeline, folder, settings)
     say(f"  {_headline(read_result(folder / 'scores.json').scores)}")
 
 
@@ -155,7 +160,13 @@ def report(folder: Path, scores: str, title: str, logs: dict[str, str] | None = 
 
 
 def _headline(scores: Any) -> str:
-    qa, told, drawn = scores["qa"], scores["captions"], scores["scene_eval"]
+    drawn, untrained = scores["scene_eval"], scores["baselines"]["untrained"]["scene_eval"]
+    if "qa" not in scores:
+        return (
+            f"SceneEval {drawn['overall']:.3f} (untrained {untrained['overall']:.3f}, chance {drawn['chance']:.3f}, "
+            f"ceiling {drawn['ceiling']:.3f}); {scores['images_per_second']:.1f} images/s"
+        )
+    qa, told = scores["qa"], scores["captions"]
     parts = [
         f"PSNR {scores['reconstruction']['psnr']:.1f} dB",
         f"questions {qa['accuracy']:.3f} (blind {qa['blind']:.3f})",

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..generation.pipeline import TextToImagePipeline
+from ..generation.sampler import plan_of
 from .comparison_report import table_of, write_markdown
 from .protocol import Protocol, Result, read_result, require_alike, write_result
 from .report import CodeUsage, Report, Table, write_report
@@ -78,6 +79,7 @@ def read_scored(name: str, scores: str | Path, model: str | Path) -> Scored:
         "depth": spec.depth,
         "tokens": spec.positions * spec.depth,
         "steps": lm.layout.steps,
+        "passes": len(plan_of(lm).sizes),
         "bits": spec.bits,
         "parameters": sum(part.numel() for part in lm.parameters()),
         "layer_parameters": layers,

@@ -22,17 +22,16 @@ from ..data.scene_questions import Question
 from ..data.scene_world import World
 from ..data.scenes import Scenes
 from ..data.transforms import from_uint8, to_uint8
+from ..generation.pictures import PicturePipeline
 from ..generation.pipeline import TextToImagePipeline
 from ..generation.sampler import model_order
 from ..generation.sampling import Sampling, model_sampling
-from ..lm.config import SharedLMConfig
-from ..lm.model import SharedLM
 from ..tokenizers.base import VisualTokenizer
 from .metrics import ReconstructionMetrics
 from .protocol import Protocol, state_hash, text_hash, write_result
 from .qa import blind_baseline, score_answers
 from .scene_captions import score_captions
-from .scene_eval import SceneScores, ceiling, chance, references, score_images
+from .scene_eval import Prompt, SceneScores, ceiling, chance, references, score_images
 from .sheets import reconstruction_sheet, sample_sheet, save_png
 
 Images = NDArray[np.uint8]
@@ -126,7 +125,9 @@ def score_scenes(
     tell("questions")
     qa, answers = _questions(model, scenes, codes, settings)
     tell("samples")
-    scene_eval, samples, scores = _samples(model, scenes.world, settings)
+    entries = prompts(scenes.world, settings.seed)
+    samples = draw_prompts(model, [entry["prompt"] for entry in entries], settings)
+    scene_eval, scores = scene_scores(samples, entries, scenes.world, settings, model)
     tell("untrained baseline")
     baseline = _untrained(model, originals, codes, scenes, settings)
     tell("captions")
@@ -258,33 +259,36 @@ def _questions(
     return summary, rows
 
 
-def _draw(model: TextToImagePipeline, texts: list[str], settings: SuiteSettings) -> Images:
-    wanted = [(text, number) for text in texts for number in range(settings.per_prompt)]
+def draw_prompts(pipeline: PicturePipeline, texts: Sequence[str], settings: SuiteSettings) -> Images:
+    """Pictures ``[P * per_prompt, H, W, 3]`` of P prompts, each from a seed of its own."""
+    wanted = [text for text in texts for _ in range(settings.per_prompt)]
     generators = [torch.Generator().manual_seed(settings.seed + index) for index in range(len(wanted))]
-    drawn, bar = [text for text, _ in wanted], sys.stderr.isatty()
-    images = model.generate(drawn, generators, settings.sampling, settings.batch_size, progress=bar)
-    return _array(images)
+    bar = sys.stderr.isatty()
+    return _array(pipeline.generate(wanted, generators, settings.sampling, settings.batch_size, progress=bar))
 
 
-def _samples(
-    model: TextToImagePipeline, world: World, settings: SuiteSettings
-) -> tuple[dict[str, Any], Images, SceneScores]:
-    entries = prompts(world, settings.seed)
-    images = _draw(model, [entry["prompt"] for entry in entries], settings)
+def scene_scores(
+    images: Images, entries: Sequence[Prompt], world: World, settings: SuiteSettings, drawer: PicturePipeline
+) -> tuple[dict[str, Any], SceneScores]:
+    """Scores of pictures with the ends of their scale, and the verdict on each picture.
+
+    Args:
+        images: ``[P * per_prompt, H, W, 3]``, those of the first prompt first.
+        entries: P prompts of the world.
+        world: the world the prompts speak of.
+        settings: pictures per prompt, and the seed of the references.
+        drawer: of the pictures, whose way from pixels to pixels is the ceiling.
+
+    Raises:
+        ValueError: pictures of another size than the world's.
+    """
     scores = score_images(images, entries, world, seed=settings.seed)
     ends = references(world, entries, settings.per_prompt, settings.seed)
-    best = ceiling(
-        lambda batch: model.tokenizer.decode(model.encode(batch)).float().cpu(),
-        world,
-        entries,
-        per_prompt=settings.per_prompt,
-    )
     shuffled = chance(images, entries, world, seed=settings.seed)
-    summary = {
+    summary: dict[str, Any] = {
         "overall": scores.overall,
         "strict": scores.strict,
         "interval": {"low": scores.interval[0], "high": scores.interval[1]},
-        "ceiling": best.overall,
         "oracle": ends["oracle"].overall,
         "near_miss": ends["near_miss"].overall,
         "chance": shuffled.overall,
@@ -293,25 +297,22 @@ def _samples(
         "seen_tasks": scores.seen_tasks,
         "unseen_tasks": scores.unseen_tasks,
         "strict_tasks": scores.strict_tasks,
-        "ceiling_tasks": best.tasks,
         "chance_tasks": shuffled.tasks,
-        "task_images": Counter(entry["tag"] for entry in entries for _ in range(settings.per_prompt)),
+        "task_images": dict(Counter(entry["tag"] for entry in entries for _ in range(settings.per_prompt))),
         "correct_prompts": scores.correct_prompts,
         "images": scores.images,
     }
-    parts = {name: value for name in ("seen", "unseen") if (value := getattr(scores, name)) is not None}
-    return summary | parts, images, scores
+    summary |= {name: value for name in ("seen", "unseen") if (value := getattr(scores, name)) is not None}
+    best = ceiling(lambda part: drawer.rebuild(part).float().cpu(), world, entries, per_prompt=settings.per_prompt)
+    return summary | {"ceiling": best.overall, "ceiling_tasks": best.tasks}, scores
 
 
 def _untrained(
     model: TextToImagePipeline, originals: Images, ids: Tensor, scenes: NewScenes, settings: SuiteSettings
 ) -> dict[str, Any]:
-    torch.manual_seed(settings.seed)
-    fresh = SharedLM(cast("SharedLMConfig", model.lm.config), model.lm.vocabulary).eval()
-    torch.nn.Module.to(fresh, model.lm.device)  # transformers leaves its own override untyped
-    other = TextToImagePipeline(model.tokenizer, fresh)
+    other = model.untrained(settings.seed)
     world, entries, asked = scenes.world, prompts(scenes.world, settings.seed), scenes.questions()
-    images = _draw(other, [entry["prompt"] for entry in entries], settings)
+    images = draw_prompts(other, [entry["prompt"] for entry in entries], settings)
     blank = cast("VisualTokenizer", type(model.tokenizer).from_config(model.tokenizer.config)).eval()
     with torch.inference_mode():
         parts = _tensor(originals).split(settings.batch_size)

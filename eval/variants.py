@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -18,7 +19,11 @@ COLUMNS = (
     ("PSNR dB", "psnr", "{:.2f}"),
     ("captions", "captions", "{:.3f}"),
     ("SceneEval", "scene_eval", "{:.3f}"),
+    ("strict", "strict", "{:.3f}"),
     ("ceiling", "ceiling", "{:.3f}"),
+    ("forwards", "passes", "{:.0f}"),
+    ("images/s", "images_per_second", "{:.1f}"),
+    ("images/s one by one", "images_per_second_alone", "{:.1f}"),
 )
 
 
@@ -45,8 +50,9 @@ def write_variants(
     Raises:
         ValueError: scores of different protocols, or one that is not finite; the sentence names the field.
     """
-    every = [run for scored in runs.values() for run in scored]
-    protocol = shared_protocol(every, "ways of training a language model", {**(how or {}), "variants": list(runs)})
+    every, orders = _in_any_order(runs)
+    told = {**(how or {}), "variants": list(runs), **orders}
+    protocol = shared_protocol(every, "ways of training a language model", told)
     names = [number for _, number, _ in COLUMNS]
     found: dict[str, Scores] = {
         variant: {number: summary([run.numbers[number] for run in scored]) for number in names}
@@ -68,6 +74,20 @@ def write_variants(
     )
     write_report(folder / "variants.html", page)
     return write_markdown(folder / "variants.md", table)
+
+
+def _in_any_order(runs: Mapping[str, Sequence[Scored]]) -> tuple[list[Scored], dict[str, object]]:
+    """All runs with protocols that do not say in which order codes were written, where that is what differs."""
+    every = [run for scored in runs.values() for run in scored]
+    orders = {variant: (scored[0].result.protocol.sampler or {}).get("order") for variant, scored in runs.items()}
+    if len({str(order) for order in orders.values()}) == 1:
+        return every, {}
+    found = list[Scored]()
+    for run in every:
+        protocol = run.result.protocol
+        rest = {name: value for name, value in (protocol.sampler or {}).items() if name != "order"}
+        found.append(replace(run, result=replace(run.result, protocol=replace(protocol, sampler=rest))))
+    return found, {"orders": orders}
 
 
 def _table(runs: Mapping[str, Sequence[Scored]]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -37,6 +37,23 @@ class PicturePipeline(DiffusionPipeline):
         Raises:
             ValueError: it cannot.
         """
+
+    @abstractmethod
+    def rebuild(self, images: Tensor) -> Tensor:
+        """What encoding and decoding leaves of pictures ``[B, 3, H, W]`` in [-1, 1]: the best that it could draw."""
+
+    @abstractmethod
+    def untrained(self, seed: int = 0) -> Self:
+        """The same way to pixels with a model of the same shape that has learned nothing.
+
+        Args:
+            seed: of its weights.
+        """
+
+    @property
+    @abstractmethod
+    def sampling(self) -> Any:
+        """The settings that it draws with where nobody says otherwise, a dataclass."""
 
     @torch.inference_mode()
     def __call__(

@@ -45,6 +45,24 @@ def model_order(model: SharedLM) -> Order:
     return order_of(model.config.order)
 
 
+def plan_of(model: SharedLM, order: Order | None = None, generator: torch.Generator | None = None) -> Plan:
+    """How a model writes an image: its passes, over steps of single columns where its head writes those.
+
+    Args:
+        model: the language model.
+        order: the model's own by default.
+        generator: of the CPU, for orders that draw.
+
+    Raises:
+        ValueError: an order that the codes do not allow.
+    """
+    chosen = order or model_order(model)
+    chosen.check(model.spec, model.layout.per_step)
+    if isinstance(chosen, Raster):
+        return raster_plan(model.layout.steps)
+    return chosen.plan(model.spec.layout, generator)
+
+
 @torch.inference_mode()
 def sample_codes(
     model: SharedLM,
@@ -102,12 +120,9 @@ class Chances:
         Raises:
             ValueError: an order that the codes or the model do not allow.
         """
-        order.check(model.spec, model.layout.per_step)
-        layout, whole = model.spec.layout, not isinstance(order, Raster)
         plans, uniforms = list[Plan](), list[Tensor]()
         for generator in generators:
-            plan = plans[0] if plans and not order.random else None
-            plan = plan or (order.plan(layout, generator) if whole else raster_plan(model.layout.steps))
+            plan = plans[0] if plans and not order.random else plan_of(model, order, generator)
             plans.append(plan)
             uniforms.append(torch.rand(_draws(plan, model.layout.per_step), generator=generator, dtype=torch.float64))
         _check_model(model, order, plans[0])

@@ -69,7 +69,7 @@ def attention_mask(allowed: Tensor, backbone: PreTrainedModel) -> Tensor:
     if kind in (ATTENTION, "sdpa"):
         return allowed
     if kind == "eager":
-        dtype = backbone.get_input_embeddings().weight.dtype
+        dtype = backbone.dtype
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
             ~allowed, torch.finfo(dtype).min
         )

@@ -83,7 +83,7 @@ class SentenceEncoder(ConditionEncoder):
         given = torch.tensor([one is not None for one in wanted], device=device)
         if not bool(given.any()):
             return self.nothing.expand(len(wanted), -1)
-        rows = [torch.tensor(self._ids(one)) for one in wanted]
+        rows = [torch.tensor(self._ids(one), dtype=torch.int64) for one in wanted]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(device)
         absent = ids < 0
         absent[:, 0] &= given  # a row of nothing keeps one word, whose state is not used

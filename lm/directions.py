@@ -89,18 +89,24 @@ class Directions(nn.Module):
         self.first_norm = type(trunk.norm)
         start = vocabulary.block(spec.codebooks[0].name).start
         codes = sum(book.size for book in spec.codebooks)
-        self.parts = nn.ModuleList()
+        parts = list[Direction]()
         for number in range(count):
             block: Any = type(trunk.layers[-1])(backbone.config, layers - 1)
             block.self_attn.layer_idx = layers + number
             norm = type(trunk.norm)(width, backbone.config.rms_norm_eps)
             rows = torch.empty(codes, width)
-            self.parts.append(Direction(block, norm, code_head(head, vocabulary, spec, width), rows, start))
+            parts.append(Direction(block, norm, code_head(head, vocabulary, spec, width), rows, start))
+        self.parts = nn.ModuleList(parts)
         trunk.norm = BothStates(trunk.norm)
+
+    @property
+    def beyond(self) -> list[Direction]:
+        """The directions, in their order."""
+        return [part for part in self.parts if isinstance(part, Direction)]
 
     def initialize(self) -> None:
         """Draw the output rows; those of a file that is being loaded are left alone."""
-        for part in self.parts:
+        for part in self.beyond:
             initialization.normal_(part.rows, std=self.scale)
 
     def forward(self, both: Tensor, rotary: nn.Module, position_ids: Tensor, **options: Any) -> Tensor:
@@ -117,7 +123,7 @@ class Directions(nn.Module):
         """
         normed, states = both.chunk(2, dim=-1)
         turned, found = rotary(states, position_ids), [normed]
-        for part in self.parts:
+        for part in self.beyond:
             states = part.block(states, position_ids=position_ids, position_embeddings=turned, **options)
             found.append(part.norm(states))
         return torch.stack(found, dim=-2)

@@ -21,6 +21,7 @@ from .heads import CodeHead, code_head, default_head
 from .layout import SequenceLayout
 from .losses import BlockLoss, block_losses, merged
 from .ordering import causal
+from .packing import pack
 from .positions import places
 from .saved import SavedModel
 from .sequences import CLASS, EXTRA, NONE, TEXT, VECTOR, Batch, Rows
@@ -306,10 +307,21 @@ class SharedLM(SavedModel):
         found = self.head(state, self.inputs.embed(written))[:, -1]
         return self.head.column_logits(found, self.outputs, column).float()
 
+    def pack(self) -> Self:
+        """Lay the blocks' matrices out for sampling on a CPU, in place: they can be saved, not trained or moved again.
+
+        Raises:
+            ValueError: a model on another device, or in another type than float32 and bfloat16.
+        """
+        pack(self.eval().backbone.base_model)
+        for part in () if self.directions is None else self.directions.beyond:
+            pack(part.block)
+        return self
+
     @property
     def heads(self) -> list[tuple[CodeHead, Table]]:
         """The code head and the output rows of every direction."""
-        more = [] if self.directions is None else list(self.directions.parts)
+        more = [] if self.directions is None else self.directions.beyond
         return [(self.head, self.outputs), *((part.head, part.table) for part in more)]
 
     @property

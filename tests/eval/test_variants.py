@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from smalti.eval.variants import summary, write_variants
 
 MODEL = {"tokenizer": "VQTokenizer", "tokenizer_fingerprint": "12ab", "lm": "llama", "lm_hash": "34cd"}
 PROTOCOL = Protocol("SceneEval", "scenes-small", "0" * 64, 2, "float32", 0, sampler={"per_prompt": 1})
-NUMBERS = {"psnr": 30.0, "captions": 0.5, "scene_eval": 0.25, "ceiling": 0.75}
+NUMBERS = {"psnr": 30.0, "captions": 0.5, "scene_eval": 0.25, "strict": 0.2, "ceiling": 0.75, "passes": 25}
+NUMBERS |= {"images_per_second": 3.0, "images_per_second_alone": 1.0}
 
 
 def scored(name: str, questions: float, protocol: Protocol = PROTOCOL) -> Scored:
@@ -57,3 +59,15 @@ def test_unlike_protocols_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"scores of frozen 0 and tuned 0: .*seed"):
         write_variants(tmp_path, "title", runs)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_orders_may_differ_and_are_named(tmp_path):
+    samplers = {
+        "one": {"per_prompt": 1, "order": {"kind": "raster"}},
+        "two": {"per_prompt": 1, "order": {"kind": "masked"}},
+    }
+    protocols = {name: replace(PROTOCOL, sampler=sampler) for name, sampler in samplers.items()}
+    write_variants(tmp_path, "title", {name: [scored(name, 0.5, protocol)] for name, protocol in protocols.items()})
+    found = json.loads((tmp_path / "variants.json").read_text())["protocol"]
+    assert found["extra"]["orders"] == {"one": {"kind": "raster"}, "two": {"kind": "masked"}}
+    assert found["sampler"] == {"per_prompt": 1}

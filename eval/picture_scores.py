@@ -1,0 +1,95 @@
+"""SceneEval of a model that draws pictures and does nothing else, beside its baselines and its speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.scene_prompts import prompts, prompts_sha256
+from ..data.scene_world import World
+from ..generation.pictures import PicturePipeline
+from .protocol import Protocol, state_hash, text_hash, write_result
+from .scene_eval import Prompt, SceneScores, score_images
+from .sheets import sample_sheet, save_png
+from .suite import Images, SuiteSettings, draw_prompts, scene_scores, spread
+
+
+def score_pictures(pipeline: PicturePipeline, folder: str | Path, settings: SuiteSettings) -> dict[str, Any]:
+    """Draw the prompts of a world, judge the pictures, and write ``scores.json`` and ``samples.png`` to a folder.
+
+    Beside the model stand an untrained one of the same shape, its own pictures under shuffled prompts (``chance``), the
+    world's renders (``oracle``, ``near_miss``) and what encoding and decoding leaves of them (``ceiling``).
+
+    Args:
+        pipeline: the model.
+        folder: of the results.
+        settings: the world, pictures per prompt, seed, batch size and, where not the model's own, how it draws.
+
+    Returns:
+        The scores that were written.
+
+    Raises:
+        ValueError: pictures of another size than the world's.
+    """
+    world, entries = World.named(settings.world), prompts(World.named(settings.world), settings.seed)
+    texts = [entry["prompt"] for entry in entries]
+    started = time.perf_counter()
+    images = draw_prompts(pipeline, texts, settings)
+    seconds = time.perf_counter() - started
+    summary, scores = scene_scores(images, entries, world, settings, pipeline)
+    guessed = draw_prompts(pipeline.untrained(settings.seed), texts, settings)
+    other = score_images(guessed, entries, world, seed=settings.seed)
+    results: dict[str, Any] = {
+        "scene_eval": summary,
+        "images_per_second": len(images) / seconds,
+        "baselines": {"untrained": {"scene_eval": {"overall": other.overall, "strict": other.strict}}},
+    }
+    write_result(
+        Path(folder) / "scores.json", results, _protocol(pipeline, entries, world, settings), _described(pipeline)
+    )
+    _write_sheet(Path(folder) / "samples.png", images, scores)
+    return results
+
+
+def _write_sheet(path: Path, images: Images, scores: SceneScores, shown: int = 48) -> None:
+    chosen = spread(len(images), shown)
+    verdicts = [scores.verdicts[index] for index in chosen]
+    texts, marks = [verdict.prompt for verdict in verdicts], [verdict.correct for verdict in verdicts]
+    save_png(sample_sheet(images[chosen], texts, marks), path)
+
+
+def _protocol(pipeline: PicturePipeline, entries: Sequence[Prompt], world: World, settings: SuiteSettings) -> Protocol:
+    own = settings.sampling or pipeline.sampling
+    drawing = asdict(own) if is_dataclass(own) else {}
+    return Protocol(
+        task="SceneEval (GenEval rules)",
+        dataset=f"scenes-{settings.world}",
+        dataset_hash=text_hash(entry["prompt"] for entry in entries),
+        count=len(entries) * settings.per_prompt,
+        dtype=str(pipeline.dtype).removeprefix("torch."),
+        seed=settings.seed,
+        crop={"size": [world.size, world.size], "mode": "none"},
+        reference="the world's own renders",
+        extractor="analytic scene detector",
+        prompts_hash=prompts_sha256(entries),
+        rewritten=False,
+        sampler={"kind": type(own).__name__, **drawing, "per_prompt": settings.per_prompt},
+        extra={
+            "world": world.to_dict(),
+            "speed": f"batches of {settings.batch_size}, {torch.get_num_threads()} threads",
+        },
+    )
+
+
+def _described(pipeline: PicturePipeline) -> dict[str, str]:
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    found = {"pipeline": type(pipeline).__name__}
+    for name, part in parts.items():
+        found |= {name: type(part).__name__, f"{name}_hash": state_hash(part.state_dict())[:16]}
+    return found
