@@ -39,6 +39,9 @@ _SHOWN: Mapping[str, tuple[str, int]] = {
     "num_classes": ("y_embedder.embedding_table.weight", 0),
 }
 
+#: Side of the grid -> fields of its published sampling that are not the defaults.
+_SAMPLING: Mapping[int, Mapping[str, float]] = {32: {"guidance": 3.5, "sampling_temperature": 4.0}}
+
 #: Width -> published size.
 _SIZES: Mapping[int, Mapping[str, Any]] = {size["dim"]: size for size in (S, B, L)}
 
@@ -66,6 +69,7 @@ def build(config: Mapping[str, Any]) -> ENAT:
         heads=config["heads"] or _SIZES[width]["heads"],
         encoder_blocks=config["encoder_blocks"],
         decoder_blocks=config["decoder_blocks"],
+        sampling=dict(_SAMPLING.get(config["grid"], {})),
     )
 
 

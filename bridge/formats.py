@@ -1,5 +1,5 @@
-"""Checkpoints of other projects to tokenizers and language models of ours: opened safely, mapped key by key, saved with
-their licence."""
+"""Checkpoints of other projects to tokenizers and models of ours: opened safely, mapped key by key, saved with their
+licence."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.files import atomic_file
-from ..lm.model import SharedLM
+from ..lm.saved import SavedModel
+from ..lm.xar import XAR
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import CodeSpec
-from . import ait, dualtoken, ibq, lavit, llamagen, llamagen_lm, seed, slot, tokenflow, unitok
+from . import ait, dualtoken, enat, ibq, lavit, llamagen, llamagen_lm, nar, par, seed, slot, tokenflow, unitok, var, xar
 from .keymap import Rule, fill
 
 #: What a checkpoint becomes.
-Imported = VisualTokenizer | SharedLM
+Imported = VisualTokenizer | SavedModel
 
 
 def _nothing(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -139,6 +140,70 @@ FORMATS: Mapping[str, Format] = {
         ("model", "module", "state_dict"),
         shown=llamagen_lm.shown,
     ),
+    "nar-c2i": Format(
+        "ThisisBillhe/NAR (https://arxiv.org/abs/2503.10696)",
+        "none stated; made from LlamaGen, MIT",
+        nar.C2I,
+        nar.class_model,
+        nar.rules,
+        ("model", "module", "state_dict"),
+        shown=nar.shown,
+    ),
+    "nar-t2i": Format(
+        "ThisisBillhe/NAR (https://arxiv.org/abs/2503.10696)",
+        "none stated; made from LlamaGen, MIT",
+        nar.T2I,
+        nar.caption_model,
+        nar.rules,
+        ("model", "module", "state_dict"),
+        shown=nar.shown,
+    ),
+    "nar-video": Format(
+        "ThisisBillhe/NAR (https://arxiv.org/abs/2503.10696)",
+        "none stated; made from LARP",
+        nar.VIDEO,
+        nar.video_model,
+        nar.video_rules,
+        ("model.sd", "model", "state_dict"),
+        nar.on_places,
+        shown=nar.video_shown,
+    ),
+    "par-c2i": Format(
+        "Epiphqny/PAR (https://arxiv.org/abs/2412.15119)",
+        "none stated; made from LlamaGen, MIT",
+        par.C2I,
+        par.class_model,
+        par.rules,
+        ("model", "module", "state_dict"),
+        shown=par.shown,
+    ),
+    "var": Format(
+        "FoundationVision/VAR (https://arxiv.org/abs/2404.02905)",
+        "MIT",
+        var.VAR_D16,
+        var.model,
+        var.rules,
+        ("trainer.var_wo_ddp",),
+        var.with_quantizer,
+        shown=var.shown,
+    ),
+    "enat": Format(
+        "LeapLabTHU/ENAT (https://arxiv.org/abs/2411.06959)",
+        "none stated",
+        enat.RELEASED,
+        enat.build,
+        enat.rules,
+        shown=enat.shown,
+    ),
+    "xar": Format(
+        "OliverRensu/xAR (https://arxiv.org/abs/2502.20388)",
+        "none stated",
+        xar.C2I,
+        xar.class_model,
+        xar.rules,
+        ("model_ema", "model"),
+        shown=xar.shown,
+    ),
 }
 
 
@@ -154,13 +219,13 @@ def import_checkpoint(
     Args:
         kind: a key of :data:`FORMATS`.
         checkpoint: ``.safetensors``, or a file of ``torch.save``, opened without running code in it; several where the
-            release keeps its image tower in a file of its own.
+            release keeps a part, such as an image tower, in a file of its own.
         out: folder to write.
         config: fields that differ from the released configuration, and from what the weights show.
-        tokenizer: whose codes a language model was trained on; without it the model knows of none.
+        tokenizer: whose codes a model was trained on; without it the model knows of none.
 
     Returns:
-        The tokenizer or language model.
+        The tokenizer or model.
 
     Raises:
         FileNotFoundError: no such file.
@@ -176,10 +241,11 @@ def import_checkpoint(
         raise ValueError(f"{kind} has the fields {', '.join(chosen.default)}, got {unknown[0]!r}; correct the name")
     files = [Path(file) for file in ([checkpoint] if isinstance(checkpoint, str | Path) else checkpoint)]
     weights = _together([(file, read_weights(file, chosen.inside)) for file in files], chosen.apart)
+    prepared = chosen.prepare(weights)
     made = chosen.build({**chosen.default, **chosen.shown(weights), **(config or {})})
     if tokenizer is not None:
         _pair(made, tokenizer)
-    fill(made, chosen.prepare(weights), chosen.rules(made), ", ".join(map(str, files)))
+    fill(made, prepared, chosen.rules(made), ", ".join(map(str, files)))
     made.eval().save_pretrained(out)
     about = {"format": kind, "project": chosen.project, "licence": chosen.licence}
     about |= {"files": [file.name for file in files]}
@@ -224,15 +290,15 @@ def read_weights(checkpoint: str | Path, inside: Sequence[str] = ()) -> dict[str
 
 
 def _pair(made: Imported, tokenizer: VisualTokenizer) -> None:
-    """Have a language model remember the tokenizer of its codes."""
-    if not isinstance(made, SharedLM):
+    """Have a model remember the tokenizer of its codes."""
+    if isinstance(made, VisualTokenizer | XAR):
         raise ValueError(
-            f"a tokenizer goes with a language model, got one beside a checkpoint of a {type(made).__name__}; leave it "
+            f"a tokenizer goes with a model of codes, got one beside a checkpoint of a {type(made).__name__}; leave it "
             "out"
         )
     if made.spec != tokenizer.spec:
         raise ValueError(
-            f"the tokenizer must make the codes that the language model writes, {_described(made.spec)}, got "
+            f"the tokenizer must make the codes that the model writes, {_described(made.spec)}, got "
             f"{_described(tokenizer.spec)}; import both for the same size of images"
         )
     made.config.tokenizer_fingerprint = tokenizer.fingerprint()

@@ -14,4 +14,11 @@ FORMAT_NAMES = (
     "dualtoken",
     "llamagen-c2i",
     "llamagen-t2i",
+    "nar-c2i",
+    "nar-t2i",
+    "nar-video",
+    "par-c2i",
+    "var",
+    "enat",
+    "xar",
 )

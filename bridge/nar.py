@@ -1,5 +1,5 @@
 """NAR's language models of image and video codes (Neighboring Autoregressive Modeling, https://arxiv.org/abs/2503.10696;
-ThisisBillhe/NAR, Apache-2.0).
+ThisisBillhe/NAR, no licence stated).
 
 LlamaGen's models with one more block, norm and output matrix for what is below; for video with two more, for what is
 below and for what comes next, and a learned table of places instead of a rotary embedding.
@@ -7,7 +7,6 @@ below and for what comes next, and a learned table of places instead of a rotary
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,19 +25,20 @@ from .golden import Golden
 from .keymap import Copy, Rule, Under
 from .llamagen_lm import block_rules, captions, code_model
 
-#: Width of a released size -> heads of its attention.
+#: Width of a released size -> heads of its attention, as in LlamaGen.
 SIZES: Mapping[int, int] = {width: heads for width, (heads, _) in llamagen_lm.SIZES.items()}
 
 #: Configuration of NAR-B for classes of ImageNet at 256 px.
 C2I: Mapping[str, Any] = llamagen_lm.C2I
-#: Configuration of NAR-XL for captions at 512 px, read as features of FLAN-T5-XL.
+#: Configuration of NAR-XL for captions at 512 px, read as features of FLAN-T5-XL; its first stage is at 256 px, where
+#: ``grid`` is 16.
 T2I: Mapping[str, Any] = {**llamagen_lm.T2I, "grid": 32}
-#: Configuration of NAR-L for classes of UCF-101.
+#: Configuration of NAR-L for classes of UCF-101; NAR-LP has 30 blocks of 1280 channels.
 VIDEO: Mapping[str, Any] = {
     "dim": 1024,
     "n_layer": 24,
-    "n_head": 16,
-    "n_kv_head": None,
+    "n_head": None,  # by width, see SIZES
+    "n_kv_head": None,  # as many as n_head
     "ffn_hidden": 2816,
     "norm_eps": 1e-5,
     "rope_base": 10000,
@@ -63,15 +63,24 @@ def caption_model(config: Mapping[str, Any]) -> SharedLM:
 
 
 def video_model(config: Mapping[str, Any]) -> SharedLM:
-    """An untrained model of a reference configuration for classes of videos; see :data:`VIDEO`."""
-    shape = tuple(config["latent_shape"])
+    """An untrained model of a reference configuration for classes of videos; see :data:`VIDEO`.
+
+    Raises:
+        ValueError: ``n_head`` absent at a width that was not released.
+    """
+    shape, heads = tuple(config["latent_shape"]), config["n_head"] or SIZES.get(config["dim"])
+    if heads is None:
+        raise ValueError(
+            f"NAR's models of videos are 1024 (L) and 1280 (LP) channels wide, got {config['dim']}, which does not "
+            "tell the number of heads; give n_head"
+        )
     spec = CodeSpec(CodeLayout("grid", shape), (Codebook("pixel", config["vocab_size"]),))
     backbone = {
         "model_type": "llama",
         "hidden_size": config["dim"],
         "num_hidden_layers": config["n_layer"],
-        "num_attention_heads": config["n_head"],
-        "num_key_value_heads": config["n_kv_head"] or config["n_head"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": config["n_kv_head"] or heads,
         "intermediate_size": config["ffn_hidden"],
         "rms_norm_eps": config["norm_eps"],
         "max_position_embeddings": 1 + spec.positions,
@@ -91,6 +100,12 @@ def shown(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """As :func:`smalti.bridge.llamagen_lm.shown`: the last block is not one of the model but of what is below."""
     found = llamagen_lm.shown(weights)
     return found | ({"n_layer": found["n_layer"] - 1} if "n_layer" in found else {})
+
+
+def video_shown(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """As :func:`shown`, for models of videos: the last two blocks are of what is below and of what comes next."""
+    found = llamagen_lm.shown({name.replace("_R.weight", ".weight"): weight for name, weight in weights.items()})
+    return found | ({"n_layer": found["n_layer"] - 2} if "n_layer" in found else {})
 
 
 def rules(model: SharedLM) -> list[Rule]:
@@ -130,11 +145,16 @@ def video_rules(model: SharedLM) -> list[Rule]:
 
 
 def on_places(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a model for videos with its table of places split: that of the condition is added to the classes."""
-    found, (name,) = dict(weights), [name for name in weights if re.fullmatch(r"abs_pe", name)]
-    table = found.pop(name).reshape(-1, found["tok_embeddings.weight"].shape[1])
-    classes = "cls_embedding.embedding_table.weight"
-    found[classes] = found[classes] + table[0]
+    """Weights of a model for videos with its table of places split: that of the condition is added to the classes.
+
+    Where one of the two is missing or has another width, the key map says so.
+    """
+    found, classes = dict(weights), "cls_embedding.embedding_table.weight"
+    if "abs_pe" not in found or found["abs_pe"].ndim < 2:
+        return found
+    table = found.pop("abs_pe").flatten(0, -2)
+    if classes in found and found[classes].shape[-1] == table.shape[-1]:
+        found[classes] = found[classes] + table[0]
     return found | {"places": table[1:], "columns": torch.zeros_like(table[:1])}
 
 

@@ -6,7 +6,9 @@ LlamaGen's models that write far-apart positions at a time, with learned vectors
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 from torch import Tensor
@@ -14,13 +16,20 @@ from torch import Tensor
 from ..generation.orders import Grouped
 from ..generation.sampler import Condition
 from ..lm.model import SharedLM
+from ..tokenizers.codes import CodeLayout
 from . import llamagen_lm
 from .forced import Forced
 from .golden import Golden
 from .keymap import Copy, Rule
 from .llamagen_lm import code_model
 
-#: Configuration of PAR-XL-4X for classes of ImageNet at 384 px.
+#: Width of a released size -> guidance that its FID was measured with; 1.5 for the others.
+GUIDANCE: Mapping[int, float] = {1536: 1.435, 3200: 1.345}
+
+#: Learned vectors between the first group and the others.
+_SPECIAL = "spe_tok_embeddings.special_embeddings.weight"
+
+#: Configuration of PAR-XL-4X for classes of ImageNet at 384 px; at 256 px ``grid`` is 16.
 C2I: Mapping[str, Any] = {
     **llamagen_lm.C2I,
     "dim": 1280,
@@ -32,16 +41,27 @@ C2I: Mapping[str, Any] = {
 
 
 def class_model(config: Mapping[str, Any]) -> SharedLM:
-    """An untrained model of a reference configuration for classes; see :data:`C2I`, otherwise as LlamaGen's."""
-    regions = config["regions_per_side"]
-    order = {"order": Grouped(regions).fields(), "queries": regions**2 - 1}
-    return code_model(config, 1, classes=config["num_classes"], sampling={"guidance": 1.5}, **order)
+    """An untrained model of a reference configuration for classes; see :data:`C2I`, otherwise as LlamaGen's.
+
+    Raises:
+        ValueError: a grid that does not divide into the regions.
+    """
+    order = Grouped(config["regions_per_side"])
+    plan = order.plan(CodeLayout("grid", (config["grid"], config["grid"])))
+    sampling = {"guidance": GUIDANCE.get(config["dim"], 1.5)}
+    parts = {"sampling": sampling, "order": order.fields(), "queries": plan.queries}
+    return code_model(config, 1, classes=config["num_classes"], **parts)
+
+
+def shown(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """As :func:`smalti.bridge.llamagen_lm.shown`, and the regions: one learned vector for each but the last."""
+    found, special = llamagen_lm.shown(weights), weights.get(_SPECIAL)
+    return found if special is None or not special.ndim else found | {"regions_per_side": isqrt(len(special) + 1)}
 
 
 def rules(model: SharedLM) -> list[Rule]:
     """Reference names of the whole model."""
-    special = Copy(r"spe_tok_embeddings\.special_embeddings\.weight", "queries.weight")
-    return [special, *llamagen_lm.rules(model)]
+    return [Copy(re.escape(_SPECIAL), "queries.weight"), *llamagen_lm.rules(model)]
 
 
 def replay(golden: Golden) -> dict[str, Tensor]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from math import isqrt
 from typing import Any
 
 import torch
@@ -29,6 +32,18 @@ VAR_D16: Mapping[str, Any] = {
     "phi_count": 4,
     "phi_ratio": 0.5,
 }
+
+#: Field of a configuration -> a weight that shows it: its name and the dimension.
+_SHOWN: Mapping[str, tuple[str, int]] = {
+    "vocab_size": ("head.weight", 0),
+    "code_channels": ("word_embed.weight", 1),
+    "dim": ("word_embed.weight", 0),
+    "heads": ("blocks.0.attn.scale_mul_1H11", 1),
+    "num_classes": ("class_emb.weight", 0),
+}
+
+#: Parts of the tokenizer that make codes of pixels and pixels of codes.
+_PIXELS = r"(encoder|decoder|quant_conv|post_quant_conv)\..+"
 
 _BLOCK: tuple[Rule, ...] = (
     Split(r"attn\.mat_qkv\.weight", "attention.{part}.weight", ("query", "key", "value")),
@@ -60,6 +75,33 @@ def model(config: Mapping[str, Any]) -> VAR:
         heads=config["heads"],
         mlp_ratio=config["mlp_ratio"],
     )
+
+
+def shown(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of a configuration that weights show; of those that are absent, none."""
+    sizes = {field: weights[name].shape[dim : dim + 1] for field, (name, dim) in _SHOWN.items() if name in weights}
+    found: dict[str, Any] = {field: size[0] for field, size in sizes.items() if size}
+    if "num_classes" in found:
+        found["num_classes"] -= 1  # the last row stands for none
+    for field, pattern in (("depth", r"blocks\.(\d+)\."), ("phi_count", r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")):
+        numbers = [int(match[1]) for name in weights if (match := re.match(pattern, name))]
+        found |= {field: 1 + max(numbers)} if numbers else {}
+    sides = _sides(weights["lvl_1L"].flatten().tolist()) if "lvl_1L" in weights else ()
+    return found | ({"patch_nums": sides} if sides else {})
+
+
+def with_quantizer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a transformer and of its tokenizer's quantizer, which the release keeps in another file.
+
+    Raises:
+        ValueError: no quantizer.
+    """
+    if not any(name.startswith("quantize.") for name in weights):
+        raise ValueError(
+            "VAR reads codes through the quantizer of its tokenizer, got weights of the transformer alone; name the "
+            "tokenizer's file, vae_ch160v4096z32.pth, beside it"
+        )
+    return {name: weight for name, weight in weights.items() if not re.fullmatch(_PIXELS, name)}
 
 
 def rules(model: VAR) -> list[Rule]:
@@ -107,6 +149,13 @@ def replay(golden: Golden) -> dict[str, Tensor]:
         "greedy_cfg.logits": torch.cat(led, dim=1),
         "greedy_cfg.f_hat": rebuilt.quantizer.lookup(ids).transpose(1, 2).unflatten(2, (side, side)),
     }
+
+
+def _sides(levels: Sequence[int]) -> tuple[int, ...]:
+    """Of the scales, where every position has the number of its own; none where they are no squares."""
+    counts = [len(list(same)) for _, same in groupby(levels)]
+    sides = tuple(isqrt(count) for count in counts)
+    return sides if [side * side for side in sides] == counts else ()
 
 
 def _first(rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Keys and values in the order of generation, in buffers made once: what is filled is read without a copy or a mask."""
+"""The cache of a language model's layers, in the order of generation."""
 
 from __future__ import annotations
 
@@ -7,39 +7,29 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ..lm.cache import KeyValues
 
-class PrefixLayer(CacheLayerMixin):
-    """One layer's keys and values: a buffer, of which the first steps are filled.
+
+class PrefixLayer(KeyValues, CacheLayerMixin):
+    """One layer's keys and values, as ``transformers`` wants them.
 
     Args:
-        capacity: steps that the buffer is made for; it grows by half where that is not enough.
+        capacity: see :class:`~smalti.lm.cache.KeyValues`.
     """
 
     is_croppable = True
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity, self.filled = capacity, 0
+        CacheLayerMixin.__init__(self)
+        KeyValues.__init__(self, capacity)
+        self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make the buffers, ``[B, H, capacity, D]``."""
-        batch, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(batch, heads, self.capacity, width)
-        self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
-        self.is_initialized = True
+        """Nothing: buffers are made when the first steps come."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Add those of T new steps, ``[B, H, T, D]``; all that is filled then, as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, end = self.filled, self.filled + key_states.shape[2]
-        if end > self.capacity:
-            self._grow(end)
-        keys, values = self._buffers()
-        keys[:, :, start:end] = key_states
-        values[:, :, start:end] = value_states
-        self.filled = end
-        return keys[:, :, :end], values[:, :, :end]
+        return self.append(key_states, value_states)
 
     def get_seq_length(self) -> int:
         """Steps that are filled."""
@@ -55,24 +45,7 @@ class PrefixLayer(CacheLayerMixin):
 
     def crop(self, max_length: int) -> None:
         """Forget the last ``-max_length`` steps."""
-        self.filled += max_length
-
-    def keep(self, count: int) -> None:
-        """Go on with the first ``count`` sequences alone."""
-        keys, values = self._buffers()
-        self.keys, self.values = keys[:count], values[:count]
-
-    def _buffers(self) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None
-        assert self.values is not None
-        return self.keys, self.values
-
-    def _grow(self, needed: int) -> None:
-        keys, values = self._buffers()
-        self.capacity = max(needed, self.capacity + self.capacity // 2)
-        self.lazy_initialization(keys, values)
-        self._buffers()[0][:, :, : self.filled] = keys[:, :, : self.filled]
-        self._buffers()[1][:, :, : self.filled] = values[:, :, : self.filled]
+        self.forget(-max_length)
 
 
 class PrefixCache(Cache):
@@ -91,7 +64,7 @@ class PrefixCache(Cache):
     def forget(self, count: int) -> None:
         """Forget the last ``count`` steps."""
         for layer in self.layers:
-            layer.crop(-count)
+            layer.forget(count)
 
     def keep(self, count: int) -> None:
         """Go on with the first ``count`` sequences alone."""

@@ -23,7 +23,7 @@ class ScaleSession:
 
     def __init__(self, model: VAR, conditions: Sequence[Wanted]) -> None:
         self.model, self.given = model, model.prepare(conditions)
-        self.memories, self.scale = model.memories(len(conditions)), 0
+        self.memories, self.scale = model.memories(), 0
         self._total: Tensor | None = None
 
     def logits(self) -> Tensor:

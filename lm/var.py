@@ -147,25 +147,6 @@ class VARConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class KeyValues:
-    """Keys and values of one block for the scales so far, in buffers made once; they belong to one call of decoding.
-
-    Args:
-        size: B, h, M and the width of a head.
-        like: has their dtype and device.
-    """
-
-    def __init__(self, size: Sequence[int], like: Tensor) -> None:
-        self.keys, self.values, self.filled = like.new_empty(*size), like.new_empty(*size), 0
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in keys and values ``[B, h, n, W / h]`` of one scale; those of all scales so far come back."""
-        start, self.filled = self.filled, self.filled + keys.shape[2]
-        self.keys[:, :, start : self.filled] = keys
-        self.values[:, :, start : self.filled] = values
-        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-
-
 class CosineAttention(nn.Module):
     """Self-attention by the cosine of queries and keys, times a learned factor for each head, at most 100.
 
@@ -383,11 +364,9 @@ class VAR(SavedModel):
         """``[B, n, W]`` of the features ``[B, n, C]`` that a scale is predicted from."""
         return self.read(features.to(self.read.weight.dtype))
 
-    def memories(self, count: int) -> tuple[KeyValues, ...]:
-        """Room for the keys and values of ``count`` pictures in every block, which one call of decoding fills."""
-        heads = self.config.heads
-        size = (count, heads, self.spec.positions, self.config.width // heads)
-        return tuple(KeyValues(size, self.read.weight) for _ in self.blocks)
+    def memories(self) -> tuple[KeyValues, ...]:
+        """Room for the keys and values of pictures in every block, which one call of decoding fills."""
+        return tuple(KeyValues(self.spec.positions) for _ in self.blocks)
 
     def through(
         self,

@@ -158,3 +158,9 @@ def test_published_numbers_of_parameters(config, millions):
     with torch.device("meta"):
         tokenizer = FORMATS["llamagen-vq"].build(config)
     assert round(sum(weight.numel() for weight in tokenizer.parameters()) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_says_whose_it_is_and_what_its_licence_is(kind):
+    assert "https://arxiv.org/abs/" in FORMATS[kind].project
+    assert FORMATS[kind].licence

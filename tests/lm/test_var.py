@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from smalti.lm.var import VAR, Blend, CosineAttention, KeyValues, VARQuantizer, nearest_tick, scale_slices
+from smalti.lm.var import VAR, Blend, CosineAttention, VARQuantizer, nearest_tick, scale_slices
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 from smalti.tokenizers.learned import GradientQuantizer
@@ -107,15 +107,6 @@ def test_attention_by_a_slow_loop():
     with torch.no_grad():
         layer.scale[1] = 9.0  # beyond the cap
     torch.testing.assert_close(layer(states, None, None), found)
-
-
-def test_keys_and_values_join_those_before():
-    memory, first, second = KeyValues((1, 1, 3, 2), torch.empty(0)), torch.randn(1, 1, 1, 2), torch.randn(1, 1, 2, 2)
-    assert torch.equal(memory.append(first, -first)[0], first)
-    keys, values = memory.append(second, -second)
-    assert torch.equal(keys, torch.cat([first, second], dim=2))
-    assert torch.equal(values, -keys)
-    assert keys.data_ptr() == memory.keys.data_ptr()
 
 
 @pytest.mark.parametrize("scale", range(len(SIDES)))
