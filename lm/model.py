@@ -318,6 +318,19 @@ class SharedLM(SavedModel):
             pack(part.block)
         return self
 
+    def compile_blocks(self) -> Self:
+        """Compile norms and feed-forward parts of the blocks with ``torch.compile`` when they are first run, in place.
+
+        Attention is left out: graphs that count steps would be made anew for every layer and length. Needs what
+        ``torch.compile`` needs, on CPUs a C++ compiler; nothing here does without being asked.
+        """
+        blocks = [*self.backbone.base_model.layers]
+        blocks += [] if self.directions is None else [part.block for part in self.directions.beyond]
+        for block in blocks:
+            for name in ("input_layernorm", "mlp", "post_attention_layernorm"):
+                getattr(block, name).compile(dynamic=True)
+        return self
+
     @property
     def heads(self) -> list[tuple[CodeHead, Table]]:
         """The code head and the output rows of every direction."""

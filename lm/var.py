@@ -26,6 +26,7 @@ from ..tokenizers.codes import CodeSpec
 from ..tokenizers.component import build
 from ..tokenizers.quantizers import Quantizer
 from ..tokenizers.scales import MultiScaleQuantizer
+from .cache import KeyValues
 from .conditions import Wanted, condition_encoder
 from .saved import SavedModel
 from .vocabulary import Vocabulary

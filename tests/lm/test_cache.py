@@ -1,4 +1,4 @@
-"""Buffers of keys and values: filled in order, grown, shortened, joined."""
+"""Buffers of keys and values: filled in order, joined; what a cache does with them is in `tests/generation`."""
 
 from __future__ import annotations
 
@@ -19,30 +19,6 @@ def test_new_steps_stand_behind_those_before_in_the_same_buffer():
     assert torch.equal(keys, torch.cat([first, second], dim=2))
     assert torch.equal(values, -keys)
     assert keys.data_ptr() == memory.keys.data_ptr() == before
-
-
-def test_a_full_buffer_grows_and_keeps_what_it_has():
-    memory, first, second = KeyValues(2), steps(2), steps(1)
-    memory.append(first, first)
-    keys, _ = memory.append(second, second)
-    assert torch.equal(keys, torch.cat([first, second], dim=2))
-    assert memory.capacity == 3
-
-
-def test_forgotten_steps_are_written_over():
-    memory, first, second = KeyValues(4), steps(3), steps(1)
-    memory.append(first, first)
-    memory.forget(2)
-    keys, _ = memory.append(second, second)
-    assert torch.equal(keys, torch.cat([first[:, :, :1], second], dim=2))
-
-
-def test_the_first_sequences_go_on_alone():
-    memory, first, second = KeyValues(4), steps(2), steps(1, batch=1)
-    memory.append(first, first)
-    memory.keep(1)
-    keys, _ = memory.append(second, second)
-    assert torch.equal(keys, torch.cat([first[:1], second], dim=2))
 
 
 def test_sequences_join_at_the_end():

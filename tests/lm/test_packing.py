@@ -1,0 +1,83 @@
+"""Packed matrices: the same products, the same state, and no way to train or move them by accident."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from smalti.generation.orders import Neighbouring, order_parts
+from smalti.generation.sampler import sample_codes
+from smalti.generation.sampling import Sampling
+from smalti.lm.model import SharedLM
+from smalti.lm.packing import PackedLinear, pack
+from smalti.lm.vocabulary import Vocabulary
+from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
+
+SPEC = CodeSpec(CodeLayout("grid", (3, 4)), (Codebook("pixel", 32),))
+LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+
+def model() -> SharedLM:
+    parts = {"classes": 3, "rotary": "axial", **order_parts(Neighbouring(), SPEC)}
+    backbone = {**LLAMA, "num_attention_heads": 2}
+    return SharedLM.build(backbone, Vocabulary(None), SPEC, "f00d", {"kind": "flat"}, **parts).eval()
+
+
+def drawn(lm: SharedLM) -> torch.Tensor:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    return sample_codes(lm, [0, 1, 2], generators, Sampling(guidance=2.0)).ids
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_are_those_of_the_plain_layer(dtype, bias):
+    plain = nn.Linear(24, 40, bias=bias).to(dtype)
+    packed = PackedLinear(plain)
+    for states in (torch.randn(1, 24), torch.randn(2, 3, 24), torch.randn(70, 24)):
+        close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+        torch.testing.assert_close(packed(states.to(dtype)), plain(states.to(dtype)), **close)
+    assert torch.equal(packed.weight, plain.weight)
+
+
+def test_the_state_is_that_of_the_plain_module():
+    plain = nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 2, bias=False))
+    packed = deepcopy(plain)
+    assert pack(packed) == 2
+    before, after = plain.state_dict(), packed.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_packed_model_draws_the_same_and_is_saved_the_same(tmp_path):
+    lm = model()
+    packed = deepcopy(lm).pack()
+    assert not any(type(module) is nn.Linear for module in packed.backbone.base_model.modules())
+    assert torch.equal(drawn(packed), drawn(lm))
+    packed.save_pretrained(tmp_path)
+    again = SharedLM.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in lm.state_dict().items())
+
+
+def test_packed_weights_stay_where_they_are():
+    packed = model().pack()
+    packed.to(torch.float32)
+    with pytest.raises(
+        RuntimeError, match=r"stay on the CPU in torch.float32, got torch.bfloat16 on cpu; load the model"
+    ):
+        packed.to(torch.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"in float32 or bfloat16, got torch.float64 on cpu; move the model there first"
+    ):
+        model().double().pack()
+
+
+def test_without_onednn_nothing_is_packed(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    plain = nn.Sequential(nn.Linear(8, 4))
+    assert pack(plain) == 0
+    assert type(plain[0]) is nn.Linear
