@@ -7,9 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .generation.enat import ENATPipeline, MaskedSampling
+    from .generation.folders import load_pictures
+    from .generation.orders import Grouped, Masked, Neighbouring, NextScale, Random, Raster
     from .generation.pipeline import TextToImagePipeline
     from .generation.sampling import Sampling
     from .generation.text import TextSampling
+    from .generation.xar import XARPipeline, XARSampling
     from .lm.model import SharedLM
     from .lm.vocabulary import Vocabulary
     from .tokenizers.base import VisualTokenizer
@@ -29,7 +33,15 @@ _HOMES = {
     "Codebook": "tokenizers.codes",
     "Codes": "tokenizers.codes",
     "DualTokenizer": "tokenizers.dual",
+    "ENATPipeline": "generation.enat",
+    "Grouped": "generation.orders",
     "LavitTokenizer": "tokenizers.lavit",
+    "Masked": "generation.orders",
+    "MaskedSampling": "generation.enat",
+    "Neighbouring": "generation.orders",
+    "NextScale": "generation.orders",
+    "Random": "generation.orders",
+    "Raster": "generation.orders",
     "Sampling": "generation.sampling",
     "SeedTokenizer": "tokenizers.seed",
     "SharedLM": "lm.model",
@@ -42,6 +54,9 @@ _HOMES = {
     "VQTokenizer": "tokenizers.vq",
     "VisualTokenizer": "tokenizers.base",
     "Vocabulary": "lm.vocabulary",
+    "XARPipeline": "generation.xar",
+    "XARSampling": "generation.xar",
+    "load_pictures": "generation.folders",
 }
 
 __all__ = [
@@ -50,7 +65,15 @@ __all__ = [
     "Codebook",
     "Codes",
     "DualTokenizer",
+    "ENATPipeline",
+    "Grouped",
     "LavitTokenizer",
+    "Masked",
+    "MaskedSampling",
+    "Neighbouring",
+    "NextScale",
+    "Random",
+    "Raster",
     "Sampling",
     "SeedTokenizer",
     "SharedLM",
@@ -63,6 +86,9 @@ __all__ = [
     "VQTokenizer",
     "VisualTokenizer",
     "Vocabulary",
+    "XARPipeline",
+    "XARSampling",
+    "load_pictures",
 ]
 
 

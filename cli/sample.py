@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .arguments import add_model, add_scale, number
 from .errors import UsageError
-from .models import load_pipeline, model_folder
-from .outputs import picture_target, say, write_pictures
+from .models import load_pictures, model_folder
+from .outputs import Target, file_target, picture_target, say, write_pictures
 from .progress import Bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..generation.pipeline import TextToImagePipeline
-    from ..generation.sampling import Sampling
+    from ..generation.orders import Order
+    from ..generation.pictures import PicturePipeline
+    from ..generation.sampler import Progress, Watch
 
 _LAST_SEED = 2**63 - 1
+
+#: Options that decide how codes are drawn, by the name of the field that they set.
+_SETTINGS = (
+    "guidance",
+    "guidance_start",
+    "guided_from",
+    "guided_steps",
+    "temperature",
+    "top_k",
+    "top_p",
+    "candidates",
+    "steps",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance",
         type=number(float),
-        help="how closely to follow the prompt; 1 is off (default, as for the next four: the model's own)",
+        help="how closely to follow the prompt; 1 is off (default, as for the next nine: the model's own)",
     )
+    parser.add_argument("--guidance-start", type=number(float), help="guidance of the first pass, if another")
+    parser.add_argument("--guided-from", type=number(least=0), metavar="PASS", help="first pass that is guided")
+    parser.add_argument("--guided-steps", type=number(least=0), metavar="PASS", help="first pass after guidance")
     parser.add_argument(
         "--temperature", type=number(float), help="0 takes the most likely code, 1 draws from the distribution as it is"
     )
@@ -50,6 +68,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--candidates",
         type=number(least=1),
         help="drawings per picture, of which the one is kept that the model reads the prompt from most surely",
+    )
+    parser.add_argument("--steps", type=number(least=1), help="passes of a model that is no language model")
+    parser.add_argument(
+        "--order",
+        metavar="NAME",
+        help="in which positions are written, as raster or masked:passes=12,noise=0",
+    )
+    parser.add_argument(
+        "--preview",
+        metavar="FOLDER",
+        help="write a picture for every pass too, with code 0 where nothing is written yet; of one picture alone",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="precision of the model (default: float32); what turns codes into pixels stays as it is",
     )
     parser.add_argument(
         "--batch",
@@ -66,32 +100,37 @@ def run(args: argparse.Namespace) -> int:
     """Draw ``--count`` pictures for every prompt and write them; the same prompt, seed and settings are the same bytes.
 
     Raises:
-        UsageError: no prompt, an empty one, more pictures than a sheet holds, or an output that cannot be written.
-        ValueError: sampling settings out of range, a word that the vocabulary lacks, or a damaged model.
+        UsageError: no prompt, an empty one, more pictures than a sheet holds, an output that cannot be written, or
+            options that the model has no use for.
+        ValueError: sampling settings out of range, an order that is unknown or not for the model, a word that the
+            vocabulary lacks, or a damaged model.
         FileNotFoundError: no model, or no file of prompts.
     """
     prompts = read_prompts(args.prompt, args.prompts)
     target = picture_target(args.out)
     target.check_count(len(prompts) * args.count)
+    passes = None if args.preview is None else _preview_target(args.preview)
     if args.seed + args.count - 1 > _LAST_SEED:
         raise UsageError(f"--seed and --count must stay within {_LAST_SEED}, got {args.seed} and {args.count}")
     folder = model_folder(args.model)
-
-    from ..generation.sampling import Sampling, model_sampling
-
-    names = ("guidance", "temperature", "top_k", "top_p", "candidates")
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    Sampling(**given)  # what is out of range is said before anything is loaded
-    pipeline = load_pipeline(folder, args.device)
-    own = model_sampling(pipeline.lm)
-    sampling = replace(own, **given, **({"temperatures": None} if args.temperature is not None else {}))
-    for prompt in prompts:
-        pipeline.condition(prompt)
+    given = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
+    order = None if args.order is None else read_order(args.order)
+    _check_settings({name: value for name, value in given.items() if name != "steps"})
+    pipeline = load_pictures(folder, args.device)
+    sampling = _sampling(pipeline, given)
     jobs = [(prompt, args.seed + offset) for prompt in prompts for offset in range(args.count)]
-    pictures = draw_pictures(pipeline, jobs, sampling, args.batch)
+    _check_use(pipeline, order, passes, len(jobs) * getattr(sampling, "candidates", 1))
+    for prompt in prompts:
+        pipeline.check_prompt(prompt)
+    _cast(pipeline, args.dtype)
+    told: list[Progress] = []
+    pictures = draw_pictures(pipeline, jobs, sampling, args.batch, order, None if passes is None else told.append)
     labels = [prompt if args.count == 1 else f"{prompt} (seed {seed})" for prompt, seed in jobs]
     columns = args.count if args.count > 1 and len(prompts) > 1 else None
     say(write_pictures(pictures, labels, target, args.scale, columns))
+    if passes is not None:
+        shown = _previews(pipeline, told)
+        say(write_pictures(shown, [f"pass {one.done}" for one in told], passes, args.scale))
     return 0
 
 
@@ -114,27 +153,126 @@ def read_prompts(given: Sequence[str], file: str | None) -> list[str]:
     return prompts
 
 
+def read_order(text: str) -> Order:
+    """The order that ``--order`` names, ``masked`` or with options ``masked:passes=12,noise=0``.
+
+    Raises:
+        UsageError: options that are no numbers.
+        ValueError: an unknown order, or options that it does not have or that are out of range.
+    """
+    from ..generation.orders import ORDERS, order_of
+
+    kind, _, rest = text.partition(":")
+    known = signature(ORDERS[kind]).parameters if kind in ORDERS else {}
+    options: dict[str, Any] = {"kind": kind}
+    for option in filter(None, rest.split(",")):
+        name, _, value = option.partition("=")
+        usual = known[name].default if name in known else 0.0
+        try:
+            options[name] = number(type(usual))(value)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{name} of --order {error}; write it as {kind}:{name}={usual}") from error
+    return order_of(options)
+
+
 def draw_pictures(
-    pipeline: TextToImagePipeline, jobs: Sequence[tuple[str, int]], sampling: Sampling, batch: int
+    pipeline: PicturePipeline,
+    jobs: Sequence[tuple[str, int]],
+    sampling: Any,
+    batch: int,
+    order: Order | None = None,
+    watch: Watch | None = None,
 ) -> list[Image]:
     """One picture for every pair of prompt and seed.
 
     Args:
         pipeline: the model.
         jobs: pairs of prompt and seed.
-        sampling: how codes are drawn.
+        sampling: how it draws.
         batch: jobs drawn together; in a batch of one, the bytes of a picture depend on nothing but its own job.
+        order: of a language model; its own by default.
+        watch: called after every pass of a language model.
     """
     import torch
 
+    from ..generation.pipeline import TextToImagePipeline
+
     pictures: list[Image] = []
+    starts = range(0, len(jobs), batch)
     with Bar("drawing", len(jobs)) as bar:
-        for start in range(0, len(jobs), batch):
+        for at, start in enumerate(starts):
             part = jobs[start : start + batch]
             generators = [torch.Generator().manual_seed(seed) for _, seed in part]
-            pictures += pipeline([prompt for prompt, _ in part], generators, sampling, batch, progress=False)
-            bar.update(len(pictures), len(jobs))
+            wanted = [prompt for prompt, _ in part]
+
+            def tell(progress: Progress, before: int = at) -> None:
+                bar.update(before * progress.total + progress.done, len(starts) * progress.total)
+                if watch is not None:
+                    watch(progress)
+
+            if isinstance(pipeline, TextToImagePipeline):
+                pictures += pipeline(wanted, generators, sampling, batch, tell, order)
+            else:
+                pictures += pipeline(wanted, generators, sampling, batch, progress=False)
+                bar.update(len(pictures), len(jobs))
     return pictures
+
+
+def _preview_target(given: str) -> Target:
+    return Target(file_target(str(Path(given) / "0001.png"), "--preview", ".png").parent, is_folder=True)
+
+
+def _check_settings(given: dict[str, Any]) -> None:
+    """What is out of range is said before anything is loaded."""
+    from ..generation.sampling import Sampling
+
+    Sampling(**given)
+
+
+def _sampling(pipeline: PicturePipeline, given: dict[str, Any]) -> Any:
+    """How a model draws by itself, but for what is given."""
+    own = pipeline.sampling
+    known = [field.name for field in fields(own)]
+    if foreign := [name for name in given if name not in known]:
+        flags = ", ".join(_flag(name) for name in _SETTINGS if name in known)
+        raise UsageError(f"{_flag(foreign[0])} is not for this model, which takes {flags}; leave it out")
+    also = {"temperatures": None} if "temperature" in given and "temperatures" in known else {}
+    return replace(own, **given, **also)
+
+
+def _check_use(pipeline: PicturePipeline, order: Order | None, passes: Target | None, pictures: int) -> None:
+    from ..generation.pipeline import TextToImagePipeline
+
+    asked = [flag for flag, value in (("--order", order), ("--preview", passes)) if value is not None]
+    if asked and not isinstance(pipeline, TextToImagePipeline):
+        raise UsageError(f"{asked[0]} is for language models, got a {type(pipeline).__name__}; leave it out")
+    if passes is not None and pictures > 1:
+        raise UsageError(
+            f"--preview follows the passes of 1 picture, got {pictures}; give one prompt, --count 1 and --candidates 1"
+        )
+
+
+def _cast(pipeline: PicturePipeline, dtype: str | None) -> None:
+    """Bring what writes codes or latents to a precision; the tokenizer stays, because its codes must stay the same."""
+    import torch
+
+    from ..lm.saved import SavedModel
+
+    for part in pipeline.components.values():
+        if dtype is not None and isinstance(part, SavedModel):
+            torch.nn.Module.to(part, getattr(torch, dtype))  # transformers leaves its own override untyped
+
+
+def _previews(pipeline: PicturePipeline, told: Sequence[Progress]) -> list[Image]:
+    from ..data.transforms import to_pil
+    from ..generation.pipeline import TextToImagePipeline
+
+    assert isinstance(pipeline, TextToImagePipeline)
+    return [picture for progress in told for picture in to_pil(pipeline.preview(progress))]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _lines(file: Path) -> list[str]:

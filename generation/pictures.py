@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,6 +12,12 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ..data.transforms import to_pil
+
+#: Seconds of work before a bar is shown.
+MOMENT = 2.0
+
+#: Pixels ``[B, 3, H, W]`` of B prompts and their generators.
+Draw = Callable[[Sequence[str], Sequence[torch.Generator]], Tensor]
 
 
 class PicturePipeline(DiffusionPipeline):
@@ -91,19 +97,30 @@ class PicturePipeline(DiffusionPipeline):
         progress: bool = True,
     ) -> Tensor:
         """As calling the pipeline, but pixels ``[B, 3, H, W]`` in [-1, 1]."""
+        return self._in_batches(prompt, generator, batch_size, progress, lambda p, g: self.draw(p, g, sampling))
+
+    def _in_batches(
+        self,
+        prompt: str | Sequence[str],
+        generator: torch.Generator | Sequence[torch.Generator] | int,
+        batch_size: int,
+        progress: bool,
+        draw: Draw,
+    ) -> Tensor:
+        """What :meth:`generate` returns, drawn by ``draw``; its bar shows where the work takes longer than a moment."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise ValueError("at least one prompt is needed, got none; pass a sentence or a list of them")
         generators = _generators(generator, len(prompts))
         for text in prompts:
             self.check_prompt(text)
-        self.set_progress_bar_config(disable=not progress, leave=False)
+        self.set_progress_bar_config(disable=not progress, leave=False, delay=MOMENT)
         images: list[Tensor] = []
         bar: Any = self.progress_bar(total=len(prompts))  # pyright: ignore[reportCallIssue]: typed as a decorator
         with bar:
             for start in range(0, len(prompts), batch_size):
                 part = slice(start, start + batch_size)
-                images.append(self.draw(prompts[part], generators[part], sampling).float().cpu())
+                images.append(draw(prompts[part], generators[part]).float().cpu())
                 bar.update(len(prompts[part]))
         return torch.cat(images)
 

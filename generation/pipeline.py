@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ..data.files import atomic_folder
+from ..data.transforms import to_pil
+from ..lm.config import SharedLMConfig
 from ..lm.model import SharedLM
 from ..lm.sequences import Rows
 from ..tokenizers.base import VisualTokenizer
-from ..tokenizers.codes import Codes
+from ..tokenizers.codes import PADDING, Codes
+from . import interleaved
+from .orders import Order
 from .pictures import PicturePipeline
-from .sampler import Condition, sample_codes
-from .sampling import Sampling
+from .sampler import Condition, Progress, Watch, plan_of, sample_codes
+from .sampling import Sampling, model_sampling
 from .text import ANSWER, GREEDY, Normalize, TextSampling, choose, write_text
 
 #: What a pipeline folder holds, besides ``model_index.json``.
@@ -42,16 +47,155 @@ class TextToImagePipeline(PicturePipeline):
         self.lm: SharedLM
         self.register_modules(tokenizer=tokenizer.eval(), lm=lm.eval())
 
-    def draw(
-        self, prompts: Sequence[str], generators: Sequence[torch.Generator], sampling: Sampling | None = None
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        generator: torch.Generator | Sequence[torch.Generator] | int = 0,
+        sampling: Sampling | None = None,
+        batch_size: int = 64,
+        progress: bool | Watch = True,
+        order: Order | None = None,
+    ) -> list[Image]:
+        """One picture per prompt.
+
+        Args:
+            prompt: see :class:`~smalti.generation.pictures.PicturePipeline`, as for the others.
+            generator: likewise.
+            sampling: temperature, filters, guidance; the model's own by default.
+            batch_size: prompts decoded together.
+            progress: show a bar of prompts and one of passes where they take longer than a moment; or what is called
+                after every pass of a batch, in place of bars. :meth:`preview` makes pictures of what it is told.
+            order: in which positions are written; the model's own by default.
+
+        Raises:
+            ValueError: words the vocabulary lacks, another number of generators than prompts, or an order that the
+                codes or the model do not allow.
+        """
+        return to_pil(self.generate(prompt, generator, sampling, batch_size, progress, order))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        generator: torch.Generator | Sequence[torch.Generator] | int = 0,
+        sampling: Sampling | None = None,
+        batch_size: int = 64,
+        progress: bool | Watch = True,
+        order: Order | None = None,
     ) -> Tensor:
-        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
+        """As calling the pipeline, but pixels ``[B, 3, H, W]`` in [-1, 1]."""
+        watch, shown = (None, progress) if isinstance(progress, bool) else (progress, False)
+
+        def draw(prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Tensor:
+            if not shown:
+                return self.draw(prompts, generators, sampling, order, watch)
+            passes = len(plan_of(self.lm, order, torch.Generator()).sizes)
+            bar: Any = self.progress_bar(total=passes)  # pyright: ignore[reportCallIssue]: typed as a decorator
+            with bar:
+                return self.draw(prompts, generators, sampling, order, lambda told: bar.update(told.done - bar.n))
+
+        return self._in_batches(prompt, generator, batch_size, shown, draw)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        sampling: Sampling | None = None,
+        order: Order | None = None,
+        progress: Watch | None = None,
+    ) -> Tensor:
+        """See :class:`~smalti.generation.pictures.PicturePipeline`.
+
+        Args:
+            prompts: likewise.
+            generators: likewise.
+            sampling: likewise.
+            order: in which positions are written; the model's own by default.
+            progress: called after every pass.
+        """
         conditions = [self.condition(text) for text in prompts]
-        return self.tokenizer.decode(sample_codes(self.lm, conditions, generators, sampling))
+        codes = sample_codes(self.lm, conditions, generators, sampling, order=order, progress=progress)
+        return self.tokenizer.decode(codes)
+
+    @torch.inference_mode()
+    def preview(self, progress: Progress) -> Tensor:
+        """Pixels ``[B, 3, H, W]`` in [-1, 1] of what is written so far; code 0 stands where nothing is written yet.
+
+        Pictures of dynamic length end where they have come to.
+        """
+        missing, spec = progress.ids < 0, self.lm.spec
+        ids = progress.ids.masked_fill(missing, 0)
+        if spec.dynamic:
+            behind = missing.all(-1)
+            behind[:, 0] = False
+            ids = ids.masked_fill(behind[..., None], PADDING)
+        return self.tokenizer.decode(Codes.full(ids, spec)).float().cpu()
+
+    @torch.inference_mode()
+    def write(
+        self,
+        parts: Sequence[str | Tensor],
+        *,
+        text: TextSampling = GREEDY,
+        images: Sampling | None = None,
+        order: Order | None = None,
+        limit_images: int = 1,
+        open_image: bool = False,
+        generator: torch.Generator | int = 0,
+        progress: Watch | None = None,
+    ) -> list[str | Tensor]:
+        """Continue a document of sentences and pictures, until the model ends it or a limit.
+
+        Args:
+            parts: sentences, and pictures ``[3, H, W]`` in [-1, 1]; none for a document from its first word.
+            text: see :func:`~smalti.generation.interleaved.write`, as for the others.
+            images: likewise.
+            order: likewise.
+            limit_images: likewise.
+            open_image: likewise.
+            generator: likewise.
+            progress: likewise.
+
+        Returns:
+            What follows, in turns: text, and pictures ``[3, H, W]`` in [-1, 1].
+
+        Raises:
+            ValueError: see :func:`~smalti.generation.interleaved.write`.
+        """
+        found = interleaved.write(
+            self.lm,
+            [part if isinstance(part, str) else self.encode(part[None]).ids[0] for part in parts],
+            text=text,
+            images=images,
+            order=order,
+            limit_images=limit_images,
+            open_image=open_image,
+            generator=generator,
+            progress=progress,
+        )
+        return [part if isinstance(part, str) else self.tokenizer.decode(part)[0].float().cpu() for part in found]
 
     def check_prompt(self, prompt: str) -> None:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
         self.condition(prompt)
+
+    def rebuild(self, images: Tensor) -> Tensor:
+        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
+        return self.tokenizer.decode(self.encode(images))
+
+    def untrained(self, seed: int = 0) -> Self:
+        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = SharedLM(cast("SharedLMConfig", self.lm.config), self.lm.vocabulary)
+        torch.nn.Module.to(fresh, self.lm.device)  # transformers leaves its own override untyped
+        return type(self)(self.tokenizer, fresh)
+
+    @property
+    def sampling(self) -> Sampling:
+        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
+        return model_sampling(self.lm)
 
     @torch.inference_mode()
     def caption(self, images: Tensor, sampling: TextSampling = GREEDY, seed: int = 0) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..lm.model import SharedLM
 from ..lm.ordering import Ordering, causal
@@ -82,9 +83,13 @@ class Session:
         self._places = self.model.places(slots, present)[..., -count - 1 :]
         self._opened = self._history[:, -1:].new_empty(batch, 0)
 
-    def close_image(self) -> None:
-        """The image is finished; what follows is text."""
-        batch, count = len(self._history), self.model.layout.steps
+    def close_image(self, steps: int | None = None) -> None:
+        """The image is finished; what follows is text.
+
+        Args:
+            steps: of the image; as many as an image has by default.
+        """
+        batch, count = len(self._history), self.model.layout.steps if steps is None else steps
         image = torch.arange(count, device=self._history.device).expand(batch, -1)
         self._history = torch.cat([self._history, image], dim=1)
         self._known = torch.cat([self._known, torch.ones_like(image).bool()], dim=1)
@@ -134,6 +139,30 @@ class Session:
             self.cache.forget(sizes[2])
             self._mask = self._mask[:, : -sizes[2]]
         return found
+
+    def beside(self, prompt: Rows) -> None:
+        """Add one sequence that has read a prompt of its own and nothing else; :meth:`keep` ends it.
+
+        Args:
+            prompt: rows of the model's layout without vectors, no more than the steps that are read or pending.
+        """
+        rows, pending = prompt.rows.to(self._pending), self._pending.shape[1]
+        ahead = max(0, len(rows) - pending)
+        alone = Session(self.model, [Rows(rows[:ahead])], 0)
+        if ahead:
+            alone.read()
+        for layer, read in zip(self.cache.layers, alone.cache.layers, strict=True):
+            layer.join(read, 1)
+        pad = self.model.layout.rows(torch.zeros_like(rows[:1, :1]), TEXT)[0]
+        own = torch.cat([pad.expand(max(0, pending - len(rows)), -1), rows[ahead:]])
+        slots = F.pad(rows[:, -1], (self._history.shape[1] - len(rows), 0), value=TEXT)
+        self._pending = torch.cat([self._pending, own[None]])
+        self._history = torch.cat([self._history, slots[None]])
+        self._mask, self._known = (
+            torch.cat([seen, (torch.arange(seen.shape[1], device=seen.device) >= seen.shape[1] - len(rows))[None]])
+            for seen in (self._mask, self._known)
+        )
+        self._padded = not bool(self._mask.all())
 
     def keep(self, count: int) -> None:
         """Go on with the first ``count`` sequences alone."""

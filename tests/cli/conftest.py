@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from smalti.cli.main import main
+from smalti.generation.enat import ENATPipeline
+from smalti.generation.latents import TokenizerLatents
+from smalti.generation.orders import Masked, order_parts
 from smalti.generation.pipeline import TextToImagePipeline
+from smalti.generation.xar import XARPipeline
+from smalti.lm.enat import ENAT
 from smalti.lm.model import SharedLM
 from smalti.lm.vocabulary import Vocabulary
+from smalti.lm.xar import XAR
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.quantizers import VectorQuantizer
 from smalti.tokenizers.vq import VQTokenizer
@@ -43,6 +49,7 @@ def model(tmp_path_factory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         lm = SharedLM.build(BACKBONE, Vocabulary.train(TEXTS), tokenizer.spec, tokenizer.fingerprint())
+        torch.nn.init.normal_(lm.outputs.pieces[0], std=0.3)  # sharp enough that prompts matter
     TextToImagePipeline(tokenizer, lm).save_pretrained(folder)
     return folder
 
@@ -58,6 +65,35 @@ def other_tokenizer(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "other"
     tiny_tokenizer(1).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def asking(tmp_path_factory):
+    """A language model that can ask for positions, with sharp predictions."""
+    folder, codes, order = tmp_path_factory.mktemp("asking") / "model", tiny_tokenizer(0), Masked(4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = order_parts(order, codes.spec)
+        lm = SharedLM.build(BACKBONE, Vocabulary.train(TEXTS), codes.spec, codes.fingerprint(), **parts)
+        torch.nn.init.normal_(lm.outputs.pieces[0], std=0.3)
+    TextToImagePipeline(codes, lm).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory):
+    """Models of other kinds, by name."""
+    root, codes = tmp_path_factory.mktemp("others"), tiny_tokenizer(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vocabulary, sizes = Vocabulary.train(TEXTS), {"width": 16, "encoder_blocks": 1, "decoder_blocks": 1, "heads": 2}
+        network = ENAT.build(codes.spec, codes.fingerprint(), vocabulary, **sizes)
+        ENATPipeline(codes, network).save_pretrained(root / "enat")
+        latents = TokenizerLatents(codes, [0.0] * 8, [1.0] * 8)
+        flow = {"width": 16, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "channels": 8}
+        flow |= {"grid": (4, 4), "entity": {"kind": "cell", "side": 2}}
+        XARPipeline(latents, XAR.build(vocabulary, latents.fingerprint(), **flow)).save_pretrained(root / "xar")
+    return {name: root / name for name in ("enat", "xar")}
 
 
 @pytest.fixture

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from smalti.cli.sample import read_prompts
+from smalti.cli.sample import read_order, read_prompts
+from smalti.data.transforms import to_pil
+from smalti.generation.folders import load_pictures
+from smalti.generation.orders import Masked, Random, Raster
+from smalti.generation.pipeline import TextToImagePipeline
 
 RED, BLUE = "a red circle", "a blue square"
 
@@ -106,6 +112,81 @@ def test_prompts_from_a_file(model, tmp_path, answers):
     assert read_prompts([RED], str(tmp_path / "prompts.txt")) == [RED, BLUE, RED]
 
 
+def test_every_pass_may_be_looked_at(model, pipeline, tmp_path, answers):
+    lines = answers(
+        "sample", RED, "--model", model, "--out", tmp_path / "out.png", "--preview", tmp_path / "passes", "--scale", 2
+    )
+    shown = tmp_path / "passes"
+    assert lines == [f"wrote {tmp_path / 'out.png'}: 1 picture of 32x32", f"wrote {shown}: 16 pictures of 32x32"]
+    assert (shown / "0016.png").read_bytes() == (tmp_path / "out.png").read_bytes()
+    told = []
+    pipeline(RED, 0, progress=told.append)
+    for number in (1, 7):
+        early = np.asarray(to_pil(pipeline.preview(told[number - 1]))[0])
+        assert np.array_equal(pixels(shown / f"{number:04}.png"), early.repeat(2, 0).repeat(2, 1))
+
+
+def test_an_order_may_be_asked_for(model, asking, tmp_path, answers):
+    pipeline = TextToImagePipeline.from_pretrained(asking)
+    for text, order in (
+        ("masked", Masked()),
+        ("masked:passes=3,noise=0", Masked(3, 0.0)),
+        ("random:passes=5", Random(5)),
+        ("raster", Raster()),
+    ):
+        answers("sample", RED, "--model", asking, "--out", tmp_path / "out.png", "--order", text)
+        assert np.array_equal(pixels(tmp_path / "out.png"), np.asarray(pipeline(RED, order=order, progress=False)[0]))
+        assert read_order(text).fields() == order.fields()
+    answers("sample", RED, "--model", model, "--out", tmp_path / "own.png")
+    answers("sample", RED, "--model", model, "--out", tmp_path / "raster.png", "--order", "raster")
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "raster.png").read_bytes()
+
+
+def test_guidance_may_follow_a_schedule(model, pipeline, tmp_path, answers):
+    flags = ("--guidance", 4, "--guidance-start", 1.5, "--guided-from", 2, "--guided-steps", 9)
+    answers("sample", RED, "--model", model, "--out", tmp_path / "out.png", *flags)
+    own = {"guidance": 4.0, "guidance_start": 1.5, "guided_from": 2, "guided_steps": 9}
+    expected = pipeline(RED, sampling=replace(pipeline.sampling, **own), progress=False)[0]
+    assert np.array_equal(pixels(tmp_path / "out.png"), np.asarray(expected))
+    assert not np.array_equal(pixels(tmp_path / "out.png"), np.asarray(pipeline(RED, progress=False)[0]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_may_draw_in_half_precision(asking, tmp_path, answers, dtype):
+    answers("sample", RED, "--model", asking, "--out", tmp_path / "out.png", "--dtype", dtype)
+    pipeline = TextToImagePipeline.from_pretrained(asking)
+    torch.nn.Module.to(pipeline.lm, getattr(torch, dtype))
+    assert np.array_equal(pixels(tmp_path / "out.png"), np.asarray(pipeline(RED, progress=False)[0]))
+    answers("sample", RED, "--model", asking, "--out", tmp_path / "plain.png", "--dtype", "float32")
+    answers("sample", RED, "--model", asking, "--out", tmp_path / "own.png")
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "own.png").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["enat", "xar"])
+def test_models_of_other_kinds_draw_too(others, tmp_path, answers, kind, dtype):
+    folder, pipeline = others[kind], load_pictures(others[kind])
+    lines = answers(
+        "sample", RED, BLUE, "--model", folder, "--out", tmp_path, "--steps", 3, "--guidance", 1.5, "--dtype", dtype
+    )
+    assert lines == [f"wrote {tmp_path}: 2 pictures of 16x16"]
+    torch.nn.Module.to(getattr(pipeline, {"enat": "model", "xar": "xar"}[kind]), getattr(torch, dtype))
+    how = replace(pipeline.sampling, steps=3, guidance=1.5)
+    for name, prompt in (("0001.png", RED), ("0002.png", BLUE)):
+        assert np.array_equal(pixels(tmp_path / name), np.asarray(pipeline(prompt, 0, how, progress=False)[0]))
+
+
+def test_other_kinds_take_other_options(others, tmp_path, fails):
+    for flags, line in (
+        (("--top-k", 3), "--top-k is not for this model, which takes --guidance, --steps; leave it out"),
+        (("--order", "raster"), "--order is for language models, got a ENATPipeline; leave it out"),
+        (("--preview", tmp_path / "passes"), "--preview is for language models, got a ENATPipeline; leave it out"),
+        (("--steps", 17), "masked generation of 16 positions takes 1 to 16 steps, got 17"),
+    ):
+        assert line in fails("sample", RED, "--model", others["enat"], "--out", tmp_path / "out.png", *flags)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_drawing_together_changes_no_more_than_rounding(model, tmp_path, answers):
     for batch in (1, 3):
         answers("sample", RED, BLUE, RED, "--model", model, "--out", f"{tmp_path}/{batch}/", "--batch", batch)
@@ -132,6 +213,20 @@ def test_drawing_together_changes_no_more_than_rounding(model, tmp_path, answers
             (RED, "--prompts", "none.txt"),
             "--prompts must be a text file, got 'none.txt', which is none; check the path",
         ),
+        ((RED, "--guided-steps", -1), "--guided-steps must be a whole number, at least 0, got '-1'"),
+        ((RED, "--order", "zigzag"), "the order must be one of raster, neighbouring"),
+        ((RED, "--order", "masked:pass=3"), "masked order takes passes, noise, got pass; correct or remove them"),
+        ((RED, "--order", "masked:passes=3.5"), "passes of --order must be a whole number, got '3.5'; write it as"),
+        (
+            (RED, "--order", "masked:noise"),
+            "noise of --order must be a finite number, got ''; write it as masked:noise",
+        ),
+        ((RED, "--order", "masked:passes=0"), "masked order needs passes >= 1 and noise >= 0, got 0 and 1.5"),
+        ((RED, "--order", "masked"), "masked order needs 1 learned vectors, got a model with 0; use the order that it"),
+        ((RED, "--steps", 3), "--steps is not for this model, which takes --guidance, --guidance-start, --guided-from"),
+        ((RED, BLUE, "--preview", "passes"), "--preview follows the passes of 1 picture, got 2; give one prompt"),
+        ((RED, "--candidates", 2, "--preview", "passes"), "--preview follows the passes of 1 picture, got 2; give one"),
+        ((RED, "--dtype", "int8"), "--dtype invalid choice: 'int8' (choose from"),
         ((RED, "--device", "cuda:99"), "--device must be auto or one of cpu"),
         (("a rad circle",), "every word must be in the vocabulary of"),
         ((BLUE, "a rad circle"), "got 'rad' (near: red"),
@@ -141,6 +236,13 @@ def test_a_wrong_request_is_one_line_and_writes_nothing(model, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert line in fails("sample", *arguments, "--model", model)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_preview_needs_a_folder(model, tmp_path, fails):
+    (tmp_path / "file").write_text("")
+    line = fails("sample", RED, "--model", model, "--out", tmp_path / "out.png", "--preview", tmp_path / "file")
+    assert "--preview cannot be written to" in line
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_a_file_of_prompts_must_hold_text(tmp_path, fails):

@@ -8,12 +8,17 @@ import shutil
 import pytest
 import torch
 
+from smalti.generation import pictures
+from smalti.generation.interleaved import write
+from smalti.generation.orders import Masked, Neighbouring, Raster, order_parts
 from smalti.generation.pictures import seeded
 from smalti.generation.pipeline import TextToImagePipeline
+from smalti.generation.sampler import Progress
 from smalti.generation.sampling import Sampling
 from smalti.generation.text import TextSampling
 from smalti.lm.model import SharedLM
 from smalti.lm.vocabulary import Vocabulary
+from smalti.tokenizers.codes import Codebook, CodeLayout, Codes, CodeSpec
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.quantizers import VectorQuantizer
 from smalti.tokenizers.vq import VQTokenizer
@@ -62,10 +67,10 @@ def test_pixels_do_not_depend_on_the_batch(pipe):
 
 
 def test_calling_gives_pictures_of_the_same_pixels(pipe):
-    pictures = pipe(PROMPTS[:2], 3, Sampling(guidance=1.0), progress=False)
-    assert [picture.size for picture in pictures] == [(8, 8), (8, 8)]
+    made = pipe(PROMPTS[:2], 3, Sampling(guidance=1.0), progress=False)
+    assert [picture.size for picture in made] == [(8, 8), (8, 8)]
     pixels = pipe.generate(PROMPTS[:2], 3, Sampling(guidance=1.0), progress=False)
-    first = torch.tensor(list(pictures[0].tobytes())).view(8, 8, 3).permute(2, 0, 1)
+    first = torch.tensor(list(made[0].tobytes())).view(8, 8, 3).permute(2, 0, 1)
     assert bool(((pixels[0] + 1) * 127.5 - first).abs().max() <= 1)
 
 
@@ -83,13 +88,87 @@ def test_another_number_of_generators_is_an_error(pipe):
         pipe.generate(PROMPTS, torch.Generator(), progress=False)
 
 
+def neighbours() -> TextToImagePipeline:
+    codes, order = tokenizer(), Neighbouring()
+    vocabulary = Vocabulary.train(["a red circle", "a blue square", "how many ? two"])
+    parts = order_parts(order, codes.spec)
+    lm = SharedLM.build(LLAMA, vocabulary, codes.spec, codes.fingerprint(), **parts)
+    with torch.no_grad():
+        for _, table in lm.heads:
+            for piece in table.pieces:
+                torch.nn.init.normal_(piece, std=0.6)
+    return TextToImagePipeline(codes, lm)
+
+
+def test_an_order_may_be_asked_for(pipe):
+    drawn = pipe.generate(PROMPTS, 3, progress=False, order=Raster())
+    assert torch.equal(drawn, pipe.generate(PROMPTS, 3, progress=False))
+    with pytest.raises(ValueError, match="predicts in 2 directions, got a model of 1; use the order that the model"):
+        pipe.generate(PROMPTS, 3, progress=False, order=Neighbouring())
+    with pytest.raises(ValueError, match="needs 1 learned vectors, got a model with 0"):
+        pipe(PROMPTS, 3, order=Masked(4))
+
+
+def test_every_pass_is_told_and_may_be_looked_at():
+    found, told = neighbours(), list[Progress]()
+    drawn = found.generate(PROMPTS[:2], 3, batch_size=1, progress=told.append)
+    assert [(one.done, one.total) for one in told] == [(number, 7) for number in range(1, 8)] * 2  # of a grid of 4 x 4
+    assert [int((one.ids >= 0).sum()) for one in told[:7]] == [1, 3, 6, 10, 13, 15, 16]
+    assert torch.equal(found.preview(told[-1]), drawn[1:])
+    early = Codes.full(told[8].ids.clamp_min(0), found.lm.spec)
+    assert torch.equal(found.preview(told[8]), found.tokenizer.decode(early))
+    made = found(PROMPTS[:2], 3, progress=told.append)
+    assert [picture.size for picture in made] == [(8, 8)] * 2
+    assert told[-1].ids.shape == (2, 16, 1)
+
+
+def test_a_preview_of_dynamic_codes_ends_where_they_have_come_to(monkeypatch):
+    spec = CodeSpec(CodeLayout("sequence", (3,)), (Codebook("pixel", 5),), dynamic=True)
+    found = neighbours()
+    monkeypatch.setattr(found.lm, "spec", spec)
+    monkeypatch.setattr(found.tokenizer, "decode", lambda codes: codes.ids)
+    ids = torch.tensor([[[4], [-1], [-1]], [[2], [3], [-1]], [[-1], [-1], [-1]]])
+    expected = torch.tensor([[[4], [-1], [-1]], [[2], [3], [-1]], [[0], [-1], [-1]]])
+    assert torch.equal(found.preview(Progress(1, 3, ids)), expected.float())
+
+
+@pytest.mark.parametrize(("moment", "seen"), [(0.0, True), (60.0, False)])
+def test_bars_are_shown_where_the_work_takes_its_time(pipe, monkeypatch, capsys, moment, seen):
+    monkeypatch.setattr(pictures, "MOMENT", moment)
+    pipe.generate(PROMPTS, 3, batch_size=2)
+    printed = capsys.readouterr().err
+    assert ("/3 " in printed, "/16 " in printed) == (seen, seen)  # prompts and passes
+    pipe.generate(PROMPTS, 3, progress=False)
+    pipe.generate(PROMPTS, 3, progress=lambda told: None)
+    assert not capsys.readouterr().err
+
+
+def test_documents_are_continued_with_text_and_pictures():
+    found, text, order = neighbours(), TextSampling(limit=4), Neighbouring()
+    given, how = ["a red", images(1)[0], "two"], Sampling(guidance=1.5)
+    options = {"text": text, "images": how, "open_image": True, "generator": 3, "limit_images": 2, "order": order}
+    made = found.write(given, **options)
+    coded = ["a red", found.encode(images(1)).ids[0], "two"]
+    expected = write(found.lm, coded, **options)
+    assert len(made) == len(expected) > 1
+    for part, other in zip(made, expected, strict=True):
+        if isinstance(other, str):
+            assert part == other
+        else:
+            assert torch.equal(part, found.tokenizer.decode(other)[0])
+            assert part.shape == (3, 8, 8)
+    told = list[Progress]()
+    found.write(given, **options, progress=told.append)
+    assert [one.done for one in told[:7]] == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_no_prompt_is_an_error(pipe):
     with pytest.raises(ValueError, match="at least one prompt is needed, got none"):
         pipe([])
 
 
 def test_an_unknown_word_is_named_before_anything_is_drawn(pipe, monkeypatch):
-    monkeypatch.setattr(SharedLM, "next_state", lambda *args: pytest.fail("sampled"))
+    monkeypatch.setattr(SharedLM, "through", lambda *args: pytest.fail("sampled"))
     with pytest.raises(ValueError, match=r"got 'cirkle' \(near: circle\)"):
         pipe(["a red circle", "a red cirkle"], batch_size=1, progress=False)
 

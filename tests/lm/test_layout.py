@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from smalti.generation.orders import Grouped, Neighbouring, NextScale, raster_plan
 from smalti.lm.layout import SequenceLayout
+from smalti.lm.plans import Plan
 from smalti.lm.sequences import (
     CLASS,
+    EXTRA,
     NONE,
     TEXT,
     VECTOR,
@@ -298,3 +303,206 @@ def test_codes_of_another_shape_are_an_error():
 def test_ids_outside_their_codebook_are_an_error(wrong):
     with pytest.raises(ValueError, match=r"must lie in \[0, K\) with K = \[5, 7, 7\] by column, got .*; encode"):
         LAYOUT.codes(torch.tensor([[0, 0, 0], wrong]))
+
+
+# ------------------------------------------------------------------------------- pictures in other orders than raster
+
+WHOLE = SequenceLayout(VOCABULARY, CodeSpec(CodeLayout("grid", (2, 2)), BOOKS), 3)
+FOUR = torch.tensor([[4, 6, 0], [0, 1, 6], [3, 2, 2], [1, 0, 5]])
+STEP = Plan(torch.tensor([2, 0, 3, 1]), (1, 3), torch.empty(4, 0, dtype=torch.int64), asks="step")
+REST = replace(STEP, sizes=(1, 1, 2), asks="rest", adaptive=True)
+DIAGONALS = Neighbouring().plan(WHOLE.spec.layout)
+
+
+def stepped(example: Example) -> list[tuple[str, bool, int, bool, list[int]]]:
+    """Name, whether it is learned, rank, whether it is asked for, and sources of every step."""
+    assert example.ordering is not None
+    names = [f"extra {token}" if slot == EXTRA else spell(token, slot) for token, slot in pairs(example)]
+    parts = (example.learned, example.ordering.ranks, example.ordering.asked, example.ordering.sources)
+    return list(zip(names, *(part.tolist() for part in parts), strict=True))
+
+
+def pairs(example: Example) -> list[tuple[int, int]]:
+    return list(zip(example.tokens[:, 0].tolist(), example.slots.tolist(), strict=True))
+
+
+def test_neighbouring_step_by_step():
+    found = WHOLE.text_to_image("a", FOUR, rows=DIAGONALS.rows())
+    assert stepped(found) == [
+        ("<bos>", False, 0, False, [-1, -2]),
+        ("a", False, 1, False, [0, -2]),
+        ("<image>", False, 2, False, [1, -2]),
+        ("semantic:4@0", True, 4, False, [2, 2]),
+        ("semantic:0@1", True, 6, False, [3, -2]),  # right of the first
+        ("semantic:3@2", True, 6, False, [-2, 3]),  # below it
+        ("semantic:1@3", True, 8, False, [5, 4]),
+        ("</image>", False, 13, False, [6, -2]),
+    ]
+    assert torch.equal(found.tokens, WHOLE.text_to_image("a", FOUR).tokens)  # the diagonals of 2 x 2 are raster
+
+
+def test_grouped_step_by_step():
+    spec = CodeSpec(CodeLayout("grid", (2, 4)), BOOKS)
+    layout, ids = SequenceLayout(VOCABULARY, spec, 3), torch.tensor([[at % 5, at % 7, 0] for at in range(8)])
+    found = layout.text_to_image(None, ids, rows=Grouped(2).plan(spec.layout).rows())
+    assert stepped(found) == [
+        ("<bos>", False, 0, False, [-1]),
+        ("<image>", False, 1, False, [0]),
+        ("semantic:0@0", True, 3, False, [1]),
+        ("semantic:2@2", True, 5, False, [2]),
+        ("semantic:4@4", True, 7, False, [3]),
+        ("semantic:1@6", True, 9, False, [4]),
+        *[(f"extra {number}", False, 9, False, [-2]) for number in range(3)],
+        ("semantic:1@1", True, 11, False, [5]),
+        ("semantic:3@3", True, 11, False, [6]),
+        ("semantic:0@5", True, 11, False, [7]),
+        ("semantic:2@7", True, 11, False, [8]),
+        ("</image>", False, 23, False, [12]),
+    ]
+    assert found.tokens[6:9].tolist() == [[0, NONE, NONE], [1, NONE, NONE], [2, NONE, NONE]]
+    assert torch.equal(found.tokens[9], layout.codes(ids)[1, :3])
+
+
+def test_next_scale_step_by_step():
+    spec = CodeSpec(CodeLayout("scales", (1, 2)), BOOKS)
+    layout, ids = SequenceLayout(VOCABULARY, spec, 3), torch.tensor([[at, at, 0] for at in range(5)])
+    found = layout.text_to_image(None, ids, rows=NextScale().plan(spec.layout).rows())
+    assert stepped(found) == [
+        ("<bos>", False, 0, False, [-1]),
+        ("<image>", False, 1, False, [0]),
+        ("semantic:0@0", False, 3, False, [-2]),
+        *[(f"semantic:{at}@{at}", False, 5, False, [-2]) for at in range(1, 5)],
+        ("semantic:0@0", True, 2, True, [7]),
+        *[(f"semantic:{at}@{at}", True, 4, True, [7 + at]) for at in range(1, 5)],
+        ("</image>", False, 16, False, [11]),
+    ]
+
+
+def test_random_step_by_step():
+    found = WHOLE.text_to_image(None, FOUR, rows=STEP.rows())
+    codes = ["semantic:3@2", "semantic:4@0", "semantic:1@3", "semantic:0@1"]
+    assert stepped(found)[2:] == [
+        *[(name, False, rank, False, [-2]) for name, rank in zip(codes, (3, 5, 5, 5), strict=True)],
+        *[(name, True, rank, True, [at]) for at, name, rank in zip(range(6, 10), codes, (2, 4, 4, 4), strict=True)],
+        ("</image>", False, 14, False, [9]),
+    ]
+    rows = torch.cat([found.tokens, found.slots[:, None]], 1)[2:6]
+    assert torch.equal(rows, WHOLE.codes(FOUR)[[2, 0, 3, 1]])
+
+
+def test_masked_step_by_step():
+    found = WHOLE.text_to_image(None, FOUR, rows=REST.rows(2))
+    assert stepped(found)[2:] == [
+        ("semantic:3@2", False, 3, False, [-2]),
+        ("semantic:4@0", False, 5, False, [-2]),
+        ("semantic:1@3", True, 8, True, [4]),
+        ("semantic:0@1", True, 8, True, [5]),
+        ("</image>", False, 13, False, [5]),
+    ]
+
+
+def test_classes_step_by_step():
+    books = (Codebook("pixel", 7),)
+    layout = SequenceLayout(Vocabulary(None, books), CodeSpec(WHOLE.spec.layout, books), 1, classes=3)
+    found = layout.class_to_image(2, torch.tensor([[3], [4], [5], [6]]), DIAGONALS.rows())
+    assert pairs(found) == [(2, CLASS), (3, 0), (4, 1), (5, 2), (6, 3)]
+    assert found.ordering.ranks.tolist() == [0, 2, 4, 4, 6]
+    assert found.ordering.sources.tolist() == [[-1, -2], [0, 0], [1, -2], [-2, 1], [3, 2]]
+
+
+def test_raster_rows_see_what_plain_sequences_see():
+    found = WHOLE.text_to_image("a", FOUR, rows=raster_plan(4).rows())
+    plain = WHOLE.text_to_image("a", FOUR)
+    assert plain.ordering is None
+    assert torch.equal(found.tokens, plain.tokens)
+    assert torch.equal(found.learned, plain.learned)
+    batch = WHOLE.collate([found])
+    assert torch.equal(batch.ordering.allowed()[0], torch.ones(8, 8).tril().bool())
+    assert batch.ordering.sources[0, :, 0].tolist() == list(range(-1, 7))
+
+
+def test_what_follows_a_picture_sees_its_codes_and_no_queries():
+    second = Picture(FOUR, rows=DIAGONALS.rows(), opens=True)
+    found = WHOLE.build([Picture(FOUR, rows=REST.rows(2)), Words("a"), second, Words("red")])
+    allowed, asked = WHOLE.collate([found]).ordering.allowed()[0], found.ordering.asked
+    order = torch.arange(len(found))
+    assert asked.nonzero().flatten().tolist() == [4, 5]
+    for step in range(len(found)):
+        before = (order < step) & ~asked
+        together = {4: [4, 5], 5: [4, 5], 10: [10, 11], 11: [10, 11]}.get(step, [step])  # the diagonal of the second
+        expected = before.clone()
+        expected[together] = True
+        assert allowed[step].tolist() == expected.tolist()
+    names = [name for name, *_ in stepped(found)]
+    sources = {name + str(at): row[-1] for at, (name, row) in enumerate(zip(names, stepped(found), strict=True))}
+    assert sources["a7"] == [6, -2]
+    assert sources["semantic:4@09"] == [8, 8]
+    assert sources["semantic:1@312"] == [11, 10]
+    assert sources["red14"] == [13, -2]
+
+
+def test_vectors_that_are_read_follow_the_codes_that_are_read():
+    vectors = torch.arange(8.0).view(4, 2)
+    parts = [Picture(FOUR, read_as=vectors, rows=REST.rows(2)), Words("a"), Picture(FOUR, read_as=vectors)]
+    assert torch.equal(WHOLE.build(parts).read_as, torch.cat([vectors[[2, 0]], vectors]))
+    turned = WHOLE.text_to_image("a", FOUR, vectors, STEP.rows())
+    assert torch.equal(turned.read_as, vectors[[2, 0, 3, 1]])
+    batch = WHOLE.collate([turned, WHOLE.build(parts)])
+    assert int(batch.codes.sum()) == len(batch.read_as) == 10
+
+
+def test_orders_are_padded_beside_plain_sequences():
+    short, long = WHOLE.text_to_image(None, FOUR, rows=DIAGONALS.rows()), WHOLE.text_to_image("a red circle", FOUR)
+    batch = WHOLE.collate([short, long]).to("cpu")
+    assert batch.ordering.ranks.shape == (2, 10)
+    assert batch.ordering.sources.shape == (2, 10, 2)
+    assert torch.equal(batch.ordering.ranks[0, :7], short.ordering.ranks)
+    assert torch.equal(batch.ordering.sources[0, :7], short.ordering.sources)
+    assert batch.ordering.ranks[1].tolist() == list(range(10))
+    allowed = batch.ordering.allowed()
+    assert not allowed[0, :7, 7:].any()
+    assert torch.equal(allowed[1], torch.ones(10, 10).tril().bool())
+    assert WHOLE.collate([long]).ordering is None
+
+
+def test_orders_are_packed_with_sources_of_their_own():
+    one, two = WHOLE.text_to_image(None, FOUR, rows=DIAGONALS.rows()), WHOLE.text_to_image("a", FOUR, rows=STEP.rows())
+    packed = WHOLE.pack([one, two, WHOLE.build([Words("a")])], 22)
+    assert packed.documents.tolist() == [[0] * 12 + [1] * 7 + [2] * 3]
+    ordering = packed.ordering
+    assert torch.equal(ordering.ranks[0, :12], two.ordering.ranks)
+    assert torch.equal(ordering.ranks[0, 12:19], one.ordering.ranks)
+    assert torch.equal(ordering.asked[0, :12], two.ordering.asked)
+    assert ordering.sources[0, :12, 0].tolist() == two.ordering.sources[:, 0].tolist()
+    assert ordering.sources[0, 12:19].tolist() == [
+        *[[-1, -2], [12, -2], [13, 13], [14, -2], [-2, 14], [16, 15], [17, -2]]
+    ]
+    assert ordering.sources[0, 19:].tolist() == [[-1, -2], [19, -2], [20, -2]]
+
+
+def test_sequences_in_another_order_are_not_parsed():
+    with pytest.raises(ValueError, match="are parsed in raster order, got one in another; build it without an order"):
+        WHOLE.parse(WHOLE.text_to_image("a", FOUR, rows=DIAGONALS.rows()))
+
+
+def test_pictures_in_one_order_are_the_same():
+    rows = DIAGONALS.rows()
+    assert Picture(FOUR, rows=rows) == Picture(FOUR, rows=rows)
+    assert Picture(FOUR, rows=rows) != Picture(FOUR)
+
+
+@pytest.mark.parametrize(
+    ("layout", "plan", "message"),
+    [
+        (WHOLE, raster_plan(6), r"an order of 6 positions is for heads .* got 4 positions written 3 of 3 columns at a"),
+        (WHOLE, raster_plan(3), r"an order of 3 positions is for heads .* got 4 positions written 3 of 3 columns at a"),
+        (
+            SequenceLayout(VOCABULARY, WHOLE.spec),
+            raster_plan(4),
+            r"got 4 positions written 1 of 3 columns at a time; use a depth or parallel head and an order of this",
+        ),
+    ],
+)
+def test_orders_of_other_layouts_are_an_error(layout, plan, message):
+    with pytest.raises(ValueError, match=message):
+        layout.text_to_image("a", FOUR, rows=plan.rows())
