@@ -16,7 +16,7 @@ quickstart: env
 	$(BIN)/smalti run configs/recipes/quickstart.yaml
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

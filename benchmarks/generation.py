@@ -70,14 +70,38 @@ def built(name: str, args: argparse.Namespace) -> SharedLM:
     config = {**SHAPES[args.shape], "grid": args.grid}
     parts = order_parts(ORDERS[name], CodeSpec(layout(args), (Codebook("pixel", config["vocab_size"]),)))
     torch.manual_seed(0)
-    model = code_model(config, 1, classes=config["num_classes"], **parts)
-    model = model.eval().to(args.device, getattr(torch, args.dtype))
-    if args.compile:
-        further = [] if model.directions is None else [part.block for part in model.directions.parts]
-        for block in [*model.backbone.base_model.layers, *further]:
-            for part in (block.input_layernorm, block.post_attention_layernorm, block.mlp):  # what keeps no state
-                part.compile(dynamic=True)
+    model = code_model(config, 1, classes=config["num_classes"], **parts).eval()
+    torch.nn.Module.to(model, args.device, getattr(torch, args.dtype))
     return model
+
+
+def prepared(model: SharedLM, args: argparse.Namespace) -> SharedLM:
+    """The model as the fast sampler gets it."""
+    if args.pack:
+        model.pack()
+    if args.compile:
+        model.compile_blocks()
+    return model
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured of one order."""
+
+    order: Order
+    fast: SharedLM
+    plain: SharedLM  #: the same weights, neither packed nor compiled
+    weights: int  #: bytes
+    read: int  #: bytes of them that every pass reads: all but input tables, of which it reads single rows
+
+    @classmethod
+    def of(cls, name: str, args: argparse.Namespace) -> Subject:
+        """Of an order by name."""
+        model = built(name, args)
+        tables = [model.inputs.pieces[0], *(part.weight for part in (model.classes, model.queries) if part is not None)]
+        weights, single = (sum(part.nbytes for part in parts) for parts in (model.parameters(), tables))
+        plain = built(name, args) if args.reference and (args.pack or args.compile) else model
+        return cls(ORDERS[name], prepared(model, args), plain, weights, weights - single)
 
 
 def drawing(model: SharedLM, sampler: str, batch: int, args: argparse.Namespace) -> Callable[[], None]:
@@ -101,16 +125,16 @@ def seconds(work: Callable[[], object], args: argparse.Namespace) -> float:
     return time.perf_counter() - start
 
 
-def compared(models: Mapping[str, SharedLM], batch: int, args: argparse.Namespace) -> dict[str, Times]:
+def compared(subjects: Mapping[str, Subject], batch: int, args: argparse.Namespace) -> dict[str, Times]:
     """Times of all orders at one batch: order by order, the fast sampler and then the plain one, and again."""
-    found = {name: Times() for name in models}
+    found = {name: Times() for name in subjects}
     for index in range(args.runs + 1):
-        for name, model in models.items():
-            taken = seconds(drawing(model, "fast", batch, args), args)
+        for name, subject in subjects.items():
+            taken = seconds(drawing(subject.fast, "fast", batch, args), args)
             if index:
                 found[name].fast.append(taken)
             if args.reference and 0 < index <= args.reference_runs:
-                found[name].plain.append(seconds(drawing(model, "plain", batch, args), args))
+                found[name].plain.append(seconds(drawing(subject.plain, "plain", batch, args), args))
     return found
 
 
@@ -126,22 +150,19 @@ def sequences(batch: int, args: argparse.Namespace) -> int:
     return batch * (1 + (args.guidance != 1))
 
 
-def cache_bytes(model: SharedLM, order: Order, batch: int, args: argparse.Namespace) -> int:
+def cache_bytes(subject: Subject, batch: int, args: argparse.Namespace) -> int:
     """Of keys and values in all."""
-    plan = order.plan(layout(args))
-    return sequences(batch, args) * (1 + plan.count + plan.extras) * cache_row(model)
+    plan = subject.order.plan(layout(args))
+    return sequences(batch, args) * (1 + plan.count + plan.extras) * cache_row(subject.fast)
 
 
-def read_bytes(model: SharedLM, order: Order, batch: int, args: argparse.Namespace) -> int:
-    """Of weights and caches that all passes read: every matrix once a pass, but single rows of input tables."""
-    tables = (model.inputs.pieces[0], *(part.weight for part in (model.classes, model.queries) if part is not None))
-    looked_up = {id(table) for table in tables}
-    weights = sum(p.nbytes for p in model.parameters() if id(p) not in looked_up)
-    plan, total = order.plan(layout(args)), 0
+def read_bytes(subject: Subject, batch: int, args: argparse.Namespace) -> int:
+    """Of weights and caches that all passes read."""
+    plan, total = subject.order.plan(layout(args)), 0
     for step, start in enumerate(plan.starts[:-1]):
         asked = {"nothing": 0, "step": plan.sizes[step], "rest": plan.count - start}[plan.asks]
         extras = plan.extras if step >= plan.extras_pass else 0
-        total += weights + sequences(batch, args) * (1 + start + extras + asked) * cache_row(model)
+        total += subject.read + sequences(batch, args) * (1 + start + extras + asked) * cache_row(subject.fast)
     return total
 
 
@@ -165,7 +186,8 @@ def measure_memory(args: argparse.Namespace) -> None:
     """One order, one batch, one sampler: print MiB of the peak above the process without a model."""
     (name,), (batch,), cuda = args.orders, args.batch, args.device != "cpu"
     before = 0 if cuda else resident()
-    work = drawing(built(name, args), args.sampler, batch, args)
+    model = built(name, args)
+    work = drawing(prepared(model, args) if args.sampler == "fast" else model, args.sampler, batch, args)
     if cuda:
         torch.cuda.reset_peak_memory_stats(args.device)
     else:
@@ -178,33 +200,39 @@ def measure_memory(args: argparse.Namespace) -> None:
 def memory(name: str, batch: int, sampler: str, args: argparse.Namespace) -> float:
     """As :func:`measure_memory`, in a process of its own."""
     shared = ("shape", "grid", "guidance", "top_k", "top_p", "dtype", "threads", "device")
+    flags = [f"--{flag}" for flag in ("pack", "compile") if getattr(args, flag)]
     options = [f"--{option.replace('_', '-')}={getattr(args, option)}" for option in shared]
-    command = [sys.executable, __file__, *options, "--orders", name, "--batch", str(batch), "--sampler", sampler]
+    command = [
+        sys.executable,
+        __file__,
+        *options,
+        *flags,
+        "--orders",
+        name,
+        "--batch",
+        str(batch),
+        "--sampler",
+        sampler,
+    ]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def row(
-    name: str,
-    batch: int,
-    times: Mapping[str, Times],
-    models: Mapping[str, SharedLM],
-    rate: float | None,
-    args: argparse.Namespace,
+    name: str, batch: int, times: Mapping[str, Times], subject: Subject, rate: float | None, args: argparse.Namespace
 ) -> list[str]:
     """The cells of one order at one batch."""
-    model, order, own = models[name], ORDERS[name], times[name]
+    own, passes = times[name], len(subject.order.plan(layout(args)).sizes)
     latency = median(own.fast)
-    cells = [name, str(batch), str(len(order.plan(layout(args)).sizes)), f"{latency:.3f}", f"{batch / latency:.3f}"]
+    cells = [name, str(batch), str(passes), f"{latency:.3f}", f"{batch / latency:.3f}"]
     if args.reference:
         plain = median(own.plain)
         cells += [f"{plain:.3f}", f"{plain / latency:.2f}"]
     cells.append(f"{median(times['raster'].fast) / latency:.2f}" if "raster" in times else "-")
     if rate is not None:
-        floor = read_bytes(model, order, batch, args) / rate
+        floor = read_bytes(subject, batch, args) / rate
         cells += [f"{floor:.3f}", f"{floor / latency:.2f}"]
     if args.memory:
-        weights = sum(parameter.nbytes for parameter in model.parameters())
-        kept = (weights + cache_bytes(model, order, batch, args)) / MIB
+        kept = (subject.weights + cache_bytes(subject, batch, args)) / MIB
         peaks = [memory(name, batch, sampler, args) for sampler in (SAMPLERS if args.reference else ["fast"])]
         cells += [f"{kept:.0f}", *(f"{peak:.0f}" for peak in peaks), f"{peaks[0] / kept:.2f}"]
     return cells
@@ -225,7 +253,7 @@ def processor() -> str:
     """Name of the CPU."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text().splitlines() if table.is_file() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def settings(args: argparse.Namespace, rate: float | None) -> str:
@@ -235,14 +263,14 @@ def settings(args: argparse.Namespace, rate: float | None) -> str:
     parts += [f"shape {args.shape}", f"grid {args.grid}", f"guidance {args.guidance:g}"]
     parts += [f"top_k {args.top_k}", f"top_p {args.top_p:g}", f"median of {args.runs}"]
     parts += [f"plain of {args.reference_runs}"] if args.reference else []
-    parts += ["compiled"] if args.compile else []
+    parts += [name for name, done in (("packed", args.pack), ("compiled", args.compile)) if done]
     parts += [f"copies {rate / 1e9:.1f} GB/s"] if rate is not None else []
     return ", ".join(parts)
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="b")
     parser.add_argument("--grid", type=int, default=16, help="positions to a side")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
@@ -254,7 +282,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--compile", action="store_true", help="compile norms and MLPs of the blocks")
+    parser.add_argument("--compile", action="store_true", help="compile blocks of the fast sampler's model")
+    parser.add_argument("--pack", action="store_true", help="pack weights of the fast sampler's model")
     parser.add_argument("--reference", action="store_true", help="run the plain sampler of each order too")
     parser.add_argument(
         "--reference-runs", type=int, help="of the plain sampler, where it is slow; as --runs by default"
@@ -275,15 +304,15 @@ def main() -> None:
         measure_memory(args)
         return
     rate = copy_rate(args) if args.roofline else None
-    models = {name: built(name, args) for name in args.orders}
+    subjects = {name: Subject.of(name, args) for name in args.orders}
     print(settings(args, rate))
     header = titles(args)
     widths = [max(12, len(header[0])), *(len(title) for title in header[1:])]
     print("  ".join(title.rjust(width) for title, width in zip(header, widths, strict=True)))
     for batch in args.batch:
-        times = compared(models, batch, args)
-        for name in models:
-            cells = row(name, batch, times, models, rate, args)
+        times = compared(subjects, batch, args)
+        for name, subject in subjects.items():
+            cells = row(name, batch, times, subject, rate, args)
             print("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)), flush=True)
 
 

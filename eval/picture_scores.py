@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,7 @@ def _write_sheet(path: Path, images: Images, scores: SceneScores, shown: int = 4
 
 
 def _protocol(pipeline: PicturePipeline, entries: Sequence[Prompt], world: World, settings: SuiteSettings) -> Protocol:
-    own = settings.sampling or pipeline.sampling
-    drawing = asdict(own) if is_dataclass(own) else {}
+    own: Any = settings.sampling or pipeline.sampling
     return Protocol(
         task="SceneEval (GenEval rules)",
         dataset=f"scenes-{settings.world}",
@@ -79,7 +78,7 @@ def _protocol(pipeline: PicturePipeline, entries: Sequence[Prompt], world: World
         extractor="analytic scene detector",
         prompts_hash=prompts_sha256(entries),
         rewritten=False,
-        sampler={"kind": type(own).__name__, **drawing, "per_prompt": settings.per_prompt},
+        sampler={"kind": type(own).__name__, **asdict(own), "per_prompt": settings.per_prompt},
         extra={
             "world": world.to_dict(),
             "speed": f"batches of {settings.batch_size}, {torch.get_num_threads()} threads",

@@ -44,7 +44,13 @@ class PrefixLayer(KeyValues, CacheLayerMixin):
         return self.filled + query_length, 0
 
     def crop(self, max_length: int) -> None:
-        """Forget the last ``-max_length`` steps."""
+        """Forget the last ``-max_length`` steps.
+
+        Raises:
+            ValueError: a positive number, which transformers once took as the steps to keep.
+        """
+        if max_length > 0:
+            raise ValueError(f"a cache forgets a negative number of steps, got {max_length}; count from its end")
         self.forget(-max_length)
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+#: Ids that are summed together where there are many.
+_CHUNK = 128
 
 
 def filtered(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -45,6 +49,24 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = filtered(logits.float(), temperature, top_k, top_p).softmax(-1)
-    edges = probabilities.cumsum(-1, dtype=torch.float64)
-    found = torch.searchsorted(edges, (uniform.to(edges) * edges[:, -1])[:, None], right=True)
-    return found.clamp_max(probabilities.shape[-1] - 1)[:, 0]
+    return _inverted(probabilities, uniform.to(probabilities.device))
+
+
+def _inverted(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Where the cumulative distribution of ``[R, V]`` passes ``[R]``, in float64; over chunks first, where V is large.
+
+    Summing a large vocabulary one by one would take longer than the model's small passes do.
+    """
+    count = probabilities.shape[-1]
+    if count <= 8 * _CHUNK:
+        edges = probabilities.cumsum(-1, dtype=torch.float64)
+        return torch.searchsorted(edges, (uniform * edges[:, -1])[:, None], right=True).clamp_max(count - 1)[:, 0]
+    chunks = F.pad(probabilities, (0, -count % _CHUNK)).unflatten(-1, (-1, _CHUNK))
+    edges = chunks.sum(-1).cumsum(-1, dtype=torch.float64)
+    wanted = (uniform * edges[:, -1])[:, None]
+    at = torch.searchsorted(edges, wanted, right=True).clamp_max(edges.shape[-1] - 1)
+    start, end = F.pad(edges, (1, 0)).gather(1, at), edges.gather(1, at)
+    inner = chunks.gather(1, at[..., None].expand(-1, -1, _CHUNK))[:, 0].cumsum(-1, dtype=torch.float64)
+    rest = (wanted - start) / (end - start) * inner[:, -1:]
+    place = torch.searchsorted(inner, rest, right=True).clamp_max(_CHUNK - 1)
+    return (at * _CHUNK + place)[:, 0].clamp_max(count - 1)

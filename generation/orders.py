@@ -65,7 +65,7 @@ class Order(ABC):
             ValueError: a layout that it cannot write, codes of dynamic length, or steps of single columns, for any
                 order but raster.
         """
-        plan = self.plan(spec.layout)
+        plan = self.plan(spec.layout, torch.Generator())
         if isinstance(self, Raster):
             return
         name = ORDER_NAMES[type(self)]
@@ -289,9 +289,9 @@ def order_parts(order: Order, spec: CodeSpec) -> dict[str, Any]:
     Raises:
         ValueError: codes that it cannot write.
     """
+    plan = order.plan(spec.layout, torch.Generator())
     if isinstance(order, Raster):
         return {"order": order.fields()}
-    plan = order.plan(spec.layout)
     return {"order": order.fields(), "directions": plan.directions, "queries": plan.queries}
 
 

@@ -51,7 +51,7 @@ def plan_of(model: SharedLM, order: Order | None = None, generator: torch.Genera
     Args:
         model: the language model.
         order: the model's own by default.
-        generator: of the CPU, for orders that draw.
+        generator: of the CPU, for orders that draw; one of its own by default.
 
     Raises:
         ValueError: an order that the codes do not allow.
@@ -60,7 +60,7 @@ def plan_of(model: SharedLM, order: Order | None = None, generator: torch.Genera
     chosen.check(model.spec, model.layout.per_step)
     if isinstance(chosen, Raster):
         return raster_plan(model.layout.steps)
-    return chosen.plan(model.spec.layout, generator)
+    return chosen.plan(model.spec.layout, generator or torch.Generator())
 
 
 @torch.inference_mode()
@@ -173,6 +173,8 @@ class ImageWriter:
         self.tokens = torch.full((self.count, self.plan.count, layout.per_step), NONE, device=device)
         self.going = torch.ones(self.count, dtype=torch.bool, device=device)
         self._uniform, self._used = chances.uniform, 0
+        self.heads, self.inputs = self.model.heads, self.model.inputs
+        self._starts = torch.tensor([block.ids.start for block in self.model.head.blocks], device=device)
         session.open_image()
 
     @property
@@ -235,8 +237,10 @@ class ImageWriter:
         if self.plan.asks != "nothing":
             found = states[:, -wanted.shape[1] :, :1]
             return Predictors(found.flatten(0, 1), None)
-        sources = self.plan.read_from(step).to(states.device)
         rows = len(self.plan.inputs(step))
+        if rows <= 1 and self.plan.directions == 1:  # by the last row, as there is no other
+            return Predictors(states[:, -1], None)
+        sources = self.plan.read_from(step).to(states.device)
         first = states.shape[1] - rows  # what stands before is the prompt
         directions = torch.arange(sources.shape[1], device=states.device)
         found = states[:, torch.where(sources >= 0, sources + first, first - 1).clamp_min(0), directions]
@@ -257,23 +261,24 @@ class ImageWriter:
         sure = torch.zeros(self.count * number, device=wanted.device) if self.plan.adaptive else None
         written = torch.empty(self.count * number * twice, 0, dtype=torch.int64, device=wanted.device)
         shares = predictors.shares
-        if shares is None and len(model.heads) > 1:
-            raise ValueError(_needs_directions(len(model.heads), 1))
+        if shares is None and len(self.heads) > 1:
+            raise ValueError(_needs_directions(len(self.heads), 1))
         for column, block in enumerate(model.head.at(slot)):
-            leaving = predictors.leaving(model.heads, model.inputs.embed(written))
+            leaving = predictors.leaving(self.heads, self.inputs.embed(written))
             whole = (slot * width + column) % model.spec.depth
-            logits = mean_logits(model.heads, [state[:, -1] for state in leaving], shares, whole, guidance)
+            logits = mean_logits(self.heads, [state[:, -1] for state in leaving], shares, whole, guidance)
             if block.stop is not None and self.plan.starts[step] == 0:
                 logits[:, -1] = -torch.inf  # at least one position
             how = self.drawn[whole]
             chosen = draw(logits, uniform[..., column].flatten(), how.temperature, how.top_k, how.top_p)
             if sure is not None:
                 sure += logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+            found.append(chosen)
             if block.stop is not None:
                 self.going = self.going & (chosen < len(block.ids))
-            tokens = block.tokens(chosen.where(chosen < len(block.ids), torch.zeros_like(chosen)))
-            written = torch.cat([written, tokens.repeat(twice)[:, None]], dim=1)
-            found.append(chosen)
+            if column < width - 1:  # the next one reads it
+                tokens = block.tokens(chosen if block.stop is None else chosen.clamp_max(len(block.ids) - 1))
+                written = torch.cat([written, tokens.repeat(twice)[:, None]], dim=1)
         ids = torch.stack(found, dim=-1).view(self.count, number, width)
         return ids, None if sure is None else sure.view(self.count, number) / width
 
@@ -289,13 +294,16 @@ class ImageWriter:
     def _put(self, step: int, wanted: Tensor, chosen: Tensor) -> None:
         """Note what was written, ``[B, n, W]`` at ``[B, n]``."""
         start, end = self.plan.starts[step : step + 2]
-        slot = int(wanted[0, 0]) if self.model.layout.per_step != self.model.spec.depth else 0
-        self.positions[:, start:end] = wanted
-        ended = ~self.going[:, None, None]
-        index = wanted[..., None].expand_as(chosen)
-        self.ids.scatter_(1, index, chosen.masked_fill(ended, PADDING))
-        starts = torch.tensor([block.ids.start for block in self.model.head.at(slot)], device=chosen.device)
-        self.tokens[:, start:end] = chosen.masked_fill(ended, 0) + starts
+        width, depth = self.model.layout.per_step, self.model.spec.depth
+        first = int(wanted[0, 0]) * width % depth if width != depth else 0
+        if self.plan.adaptive:
+            self.positions[:, start:end] = wanted
+        written = chosen
+        if self.model.spec.dynamic:
+            ended = ~self.going[:, None, None]
+            written, chosen = chosen.masked_fill(ended, 0), chosen.masked_fill(ended, PADDING)
+        self.ids.scatter_(1, wanted[..., None].expand_as(chosen), chosen)
+        self.tokens[:, start:end] = written + self._starts[first : first + width]
 
     def _chance(self, count: int) -> Tensor:
         """The next ``count`` uniform numbers of every image, ``[B, count]``."""
@@ -316,10 +324,11 @@ def _check_model(model: SharedLM, order: Order, plan: Plan) -> None:
         raise ValueError(_needs_directions(config.directions, plan.directions))
     if isinstance(order, Raster) and config.directions != 1:
         raise ValueError(_needs_directions(config.directions, 1))
-    if plan.queries > config.queries:
+    own = plan_of(model)
+    if (plan.asks == "nothing", plan.extras) != (own.asks == "nothing", own.extras):
         raise ValueError(
-            f"{order.fields()['kind']} order needs {plan.queries} learned vectors, got a model with {config.queries}; "
-            "use the order that it was trained in"
+            f"{order.fields()['kind']} order needs {plan.queries} learned vectors of its kind, got a model of "
+            f"{model_order(model).fields()['kind']} order with {config.queries}; use the order that it was trained in"
         )
 
 

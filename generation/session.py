@@ -81,7 +81,6 @@ class Session:
         slots = torch.cat([self._history, image], dim=1)
         present = torch.cat([self._known, torch.ones_like(image).bool()], dim=1)
         self._places = self.model.places(slots, present)[..., -count - 1 :]
-        self._opened = self._history[:, -1:].new_empty(batch, 0)
 
     def close_image(self, steps: int | None = None) -> None:
         """The image is finished; what follows is text.

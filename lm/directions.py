@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, initialization
+from transformers import PreTrainedModel
 
 from ..tokenizers.codes import CodeSpec
 from .heads import CodeHead, code_head
@@ -85,8 +85,6 @@ class Directions(nn.Module):
                 f"{backbone.config.model_type}; use one of those or an order of one direction, such as raster"
             )
         width, layers = int(backbone.config.hidden_size), len(trunk.layers)
-        self.scale = float(getattr(backbone.config, "initializer_range", 0.02))
-        self.first_norm = type(trunk.norm)
         start = vocabulary.block(spec.codebooks[0].name).start
         codes = sum(book.size for book in spec.codebooks)
         parts = list[Direction]()
@@ -103,11 +101,6 @@ class Directions(nn.Module):
     def beyond(self) -> list[Direction]:
         """The directions, in their order."""
         return [part for part in self.parts if isinstance(part, Direction)]
-
-    def initialize(self) -> None:
-        """Draw the output rows; those of a file that is being loaded are left alone."""
-        for part in self.beyond:
-            initialization.normal_(part.rows, std=self.scale)
 
     def forward(self, both: Tensor, rotary: nn.Module, position_ids: Tensor, **options: Any) -> Tensor:
         """States of all directions.

@@ -15,14 +15,14 @@ from transformers.cache_utils import Cache
 from ..tokenizers.codes import CodeSpec
 from .attention import attention_mask, use_attention
 from .config import SharedLMConfig, backbone_config
-from .directions import Directions
+from .directions import Direction, Directions
 from .embedding import CodebookEmbedding, CodePositions, VectorProjector, code_embedding, embed_tokens, local_ids
 from .heads import CodeHead, code_head, default_head
 from .layout import SequenceLayout
 from .losses import BlockLoss, block_losses, merged
 from .ordering import causal
 from .packing import pack
-from .positions import places
+from .positions import images, places
 from .saved import SavedModel
 from .sequences import CLASS, EXTRA, NONE, TEXT, VECTOR, Batch, Rows
 from .tables import Table
@@ -94,8 +94,8 @@ class SharedLM(SavedModel):
             scale = float(getattr(self.backbone.config, "initializer_range", 0.02))
             for rows in (self.new_inputs, self.new_outputs):
                 initialization.normal_(rows, std=scale)  # those of a file that is being loaded are left alone
-        if isinstance(module, Directions):
-            module.initialize()
+        if isinstance(module, Direction):
+            initialization.normal_(module.rows, std=float(getattr(self.backbone.config, "initializer_range", 0.02)))
 
     @classmethod
     def build(
@@ -229,7 +229,7 @@ class SharedLM(SavedModel):
 
     def directed(self, batch: Batch) -> Tensor:
         """As :meth:`hidden`, ``[B, T, directions, C]``, seen as the batch's ordering says."""
-        self.check_length(int(batch.slots.max()) if batch.ordering is not None else batch.slots.shape[1])
+        self.check_length(self._length(batch))
         allowed = None if batch.ordering is None else batch.ordering.allowed()
         if batch.documents is not None:
             length = batch.documents.shape[1]
@@ -370,6 +370,15 @@ class SharedLM(SavedModel):
                 f"{0 if null is None else len(null)}; sample with guidance 1"
             )
         return self.layout.prompt(null[len(null) - len(condition) :])
+
+    def _length(self, batch: Batch) -> int:
+        """Steps of the longest sequence as the backbone counts them: an image has as many however it is written."""
+        if batch.ordering is None:
+            return batch.slots.shape[1]
+        inside, closes = images(batch.slots, batch.documents)
+        pad = self.vocabulary.special("<pad>") if self.layout.brackets else NONE
+        text = ~inside & ~((batch.slots == TEXT) & (batch.tokens[..., 0] == pad))
+        return int((text + closes * self.layout.steps).sum(1).max())
 
     def _losses(self, batch: Batch) -> dict[str, BlockLoss]:
         return block_losses(self.heads, self.directed(batch), self.inputs, batch)

@@ -61,22 +61,30 @@ class SequencePlaces(Places):
 
 
 class GridPlaces(Places):
-    """Rows and columns of codes in a grid.
+    """Rows and columns of codes in a grid, or in scales: the middle of a cell of theirs, on the grid of the finest.
 
     Args:
         spec: the codes.
         steps: steps that write one position.
 
     Raises:
-        ValueError: codes that are no grid of rows and columns.
+        ValueError: codes that have no rows and columns.
     """
 
     def __init__(self, spec: CodeSpec, steps: int) -> None:
-        spec.layout.require("a rotary embedding of rows and columns", "grid")
-        if len(spec.layout.shape) != 2:
-            raise ValueError(f"rows and columns need a grid of (h, w), got {spec.layout.shape}; use sequence places")
-        self.height, self.width = spec.layout.shape
-        self.steps = steps
+        spec.layout.require("a rotary embedding of rows and columns", "grid", "scales")
+        shape = spec.layout.shape
+        if spec.layout.kind == "scales":
+            finest = max(shape)
+            middles = [((2 * _places(side) + 1) * finest) // (2 * side) for side in shape]
+            cells = torch.cat([torch.cartesian_prod(middle, middle).view(-1, 2) for middle in middles])
+            self.longest = finest
+        elif len(shape) == 2:
+            cells = torch.cartesian_prod(*map(_places, shape)).view(-1, 2)
+            self.longest = max(shape)
+        else:
+            raise ValueError(f"rows and columns need a grid of (h, w), got {shape}; use sequence places")
+        self.cells = cells.repeat_interleave(steps, dim=0)  # by slot
 
     def axes(self, slots: Tensor, counted: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Place at which each step or its image opens, and the row and column beyond it: ``[B, T]`` int64 each.
@@ -87,9 +95,9 @@ class GridPlaces(Places):
             documents: as in :class:`Places`.
         """
         code, (_, closes) = slots >= 0, images(slots, documents)
-        start = _before(counted + closes * max(self.height, self.width), documents)
-        cell = slots.clamp_min(0) // self.steps
-        return start, torch.where(code, cell // self.width, 0), torch.where(code, cell % self.width, 0)
+        start = _before(counted + closes * self.longest, documents)
+        rows, columns = self.cells.to(slots.device)[slots.clamp_min(0)].unbind(-1)
+        return start, rows * code, columns * code
 
 
 class AxialPlaces(GridPlaces):
@@ -237,6 +245,11 @@ _ROTARY = (
     "AxialRotary",
     "NoRotary",
 )
+
+
+def _places(side: int) -> Tensor:
+    """``[side]``, on the CPU also while a model is loaded, when transformers makes everything on the meta device."""
+    return torch.arange(side, device="cpu")
 
 
 def images(slots: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,9 @@ from smalti.cli.main import COMMANDS, main
 from smalti.data.scene_prompts import prompts
 from smalti.eval import comparison, suite
 from smalti.eval.protocol import read_result
+from smalti.eval.sampling_speed import measure as drawing
 from smalti.eval.speed import measure
-from smalti.generation.pipeline import TextToImagePipeline
+from smalti.generation.folders import load_pictures
 from smalti.tokenizers.base import VisualTokenizer
 from smalti.training.recipe import timings
 
@@ -130,7 +131,7 @@ def test_a_recipe_runs_from_end_to_end(file, shrunk, tmp_path):
         if entry["run"] == "score":
             assert read_result(tmp_path / "run" / stage / "scores.json").scores["scene_eval"]["oracle"] == 1
             model = entry["with"]["model"].replace("${", f"{tmp_path}/run/").replace("}", "")
-            assert TextToImagePipeline.from_pretrained(model).lm.vocabulary.codebooks
+            assert load_pictures(model).sampling
 
 
 @pytest.mark.parametrize("file", BENCHES, ids=name)
@@ -151,6 +152,7 @@ def test_a_comparison_runs_from_end_to_end(file, shrunk, monkeypatch, tmp_path):
     # In this process: seconds less for each family. tests/eval/test_comparison.py and tests/cli/test_bench.py measure
     # in another.
     monkeypatch.setattr(comparison, "measured", lambda folder, device: measure(folder, 2, 1, device))
+    monkeypatch.setattr(bench, "sampling_speed", lambda folder, prompts, _: drawing(f"{folder}/lm", prompts, (2, 1), 1))
     monkeypatch.setattr(bench, "time_step_apart", lambda configuration, steps: bench.time_step(configuration, 2))
     monkeypatch.setattr(suite, "prompts", lambda world, seed=0: prompts(world, seed)[::4])  # of every task some
     config, what = shrunk(file), compared(file)

@@ -164,7 +164,7 @@ def test_fit_refuses_in_one_line_and_writes_nothing(name, workplace, fails):
         (("encode", "nowhere"), "a picture was expected at nowhere, got no such file"),
         (("encode", "empty", "--tokenizer", "own"), "expected pictures"),
         (("encode", "pictures", "--tokenizer", "empty"), "empty should hold a tokenizer but lacks config.json"),
-        (("sample", "a red circle", "--model", "own"), "own should hold a text-to-image model but lacks"),
+        (("sample", "a red circle", "--model", "own"), "own should hold a model that draws pictures but lacks"),
     ],
 )
 def test_wrong_commands_are_one_line_and_write_nothing(arguments, line, workplace, fails):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from smalti.generation.cache import PrefixCache, PrefixLayer
@@ -90,3 +91,8 @@ def test_all_layers_forget_and_keep():
         found = cache.update(more_keys, more_values, layer)
         assert torch.equal(found[0], torch.cat([keys[:1, :, :3], more_keys], 2))
         assert torch.equal(found[1], torch.cat([values[:1, :, :3], more_values], 2))
+
+
+def test_only_the_end_is_forgotten():
+    with pytest.raises(ValueError, match="forgets a negative number of steps, got 3; count from its end"):
+        PrefixLayer(4).crop(3)

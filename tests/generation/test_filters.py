@@ -116,3 +116,14 @@ def test_draws_are_exact_over_many_ids():  # sums in float32 would lose the last
     logits, last = torch.zeros(1, 1 << 17), torch.tensor([1 - 2.0**-17], dtype=torch.float64)
     assert draw(logits, last).tolist() == [(1 << 17) - 1]
     assert draw(logits.bfloat16(), torch.tensor([0.5], dtype=torch.float64)).tolist() == [1 << 16]
+
+
+def test_large_vocabularies_are_inverted_as_small_ones_are():
+    logits = torch.randn(64, 3000, generator=torch.Generator().manual_seed(3)) * 3
+    logits[0, 1:] = -torch.inf
+    logits[1, :-1] = -torch.inf
+    uniform = torch.rand(64, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    uniform[2], uniform[3] = 0.0, math.nextafter(1.0, 0.0)
+    edges = logits.softmax(-1).double().cumsum(-1)
+    expected = [int((row <= value * row[-1]).sum()) for row, value in zip(edges, uniform, strict=True)]
+    assert draw(logits, uniform).tolist() == expected

@@ -560,9 +560,21 @@ def test_an_order_that_forgets_positions_is_an_error():
         (Neighbouring(), Raster(), r"predicts in 1 directions, got a model of 2; use the order"),
         (Neighbouring(), Random(2), r"predicts in 1 directions, got a model of 2; use the order"),
         (Random(2), Neighbouring(), r"predicts in 2 directions, got a model of 1; use the order"),
-        (Raster(), Random(2), r"random order needs 1 learned vectors, got a model with 0; use the order that it was"),
-        (Raster(), Masked(2), r"masked order needs 1 learned vectors, got a model with 0; use the order"),
-        (Masked(2), Grouped(2), r"grouped order needs 3 learned vectors, got a model with 1; use the order"),
+        (
+            Raster(),
+            Random(2),
+            r"random order needs 1 learned vectors of its kind, got a model of raster order with 0; use the order",
+        ),
+        (
+            Raster(),
+            Masked(2),
+            r"masked order needs 1 learned vectors of its kind, got a model of raster order with 0; use the order",
+        ),
+        (
+            Masked(2),
+            Grouped(2),
+            r"grouped order needs 3 learned vectors of its kind, got a model of masked order with 1; use the order",
+        ),
     ],
 )
 def test_models_write_in_orders_that_they_have_the_parts_for(own, asked, message):

@@ -105,7 +105,7 @@ def test_an_order_may_be_asked_for(pipe):
     assert torch.equal(drawn, pipe.generate(PROMPTS, 3, progress=False))
     with pytest.raises(ValueError, match="predicts in 2 directions, got a model of 1; use the order that the model"):
         pipe.generate(PROMPTS, 3, progress=False, order=Neighbouring())
-    with pytest.raises(ValueError, match="needs 1 learned vectors, got a model with 0"):
+    with pytest.raises(ValueError, match="needs 1 learned vectors of its kind, got a model of raster order with 0"):
         pipe(PROMPTS, 3, order=Masked(4))
 
 

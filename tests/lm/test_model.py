@@ -171,7 +171,7 @@ def test_packing_needs_an_attention_that_takes_masks():
     lm = model()
     packed = lm.layout.pack([lm.layout.text_to_image("a", torch.zeros(4, 3).long())], 64)
     lm.backbone.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="padded prompts need attention sdpa or eager, got flash_attention_2; set attn_"):
+    with pytest.raises(ValueError, match="need attention sdpa or eager, got flash_attention_2; set attn_"):
         lm(packed)
 
 

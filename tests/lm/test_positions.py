@@ -60,6 +60,16 @@ def test_an_image_opens_where_the_text_ends_and_the_text_goes_on_behind_its_long
     assert pairs(found) == [(0, 0), (1, 1), *cells, (5, 5), (6, 6)]
 
 
+def test_cells_of_coarse_scales_stand_in_the_middle_of_what_they_cover():
+    spec = CodeSpec(CodeLayout("scales", (1, 2, 4)), GRID.codebooks)
+    row = slots([TEXT, *range(21), TEXT])
+    found = pairs(AxialPlaces(spec, 1)(row, torch.ones_like(row).bool())[0])
+    assert found[1:2] == [(3, 3)]  # one cell of 4 x 4, behind one step of text
+    assert found[2:6] == [(2, 2), (2, 4), (4, 2), (4, 4)]
+    assert found[6:22] == [(1 + i, 1 + j) for i in range(4) for j in range(4)]
+    assert found[22] == (5, 5)
+
+
 def test_conditions_stand_nowhere_and_take_no_place():
     row = slots([CLASS, *IMAGE], [VECTOR, VECTOR, *IMAGE[:5]])
     found = AxialPlaces(GRID, 1)(row, torch.ones_like(row).bool())
@@ -151,7 +161,7 @@ def test_multimodal_rotary_where_the_backbone_has_it():
             "axial",
             CodeSpec(CodeLayout("sequence", (6,)), GRID.codebooks),
             {},
-            "needs codes laid out as grid, got a seq",
+            "needs codes laid out as grid or scales, got a seq",
         ),
         ("axial", CodeSpec(CodeLayout("grid", (2, 2, 2)), GRID.codebooks), {}, r"grid of \(h, w\), got \(2, 2, 2\)"),
         ("axial", GRID, {"hidden_size": 12}, "channels of a head four by four, got 6 channels; change hidden_size"),

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from smalti.data.tokens import TokenRecord, TokenStore
-from smalti.generation.orders import Grouped, Masked, Neighbouring, NextScale, Random
+from smalti.generation.orders import Grouped, Masked, Neighbouring, Random
 from smalti.generation.pipeline import TextToImagePipeline
 from smalti.generation.sampler import model_order, sample_codes
 from smalti.generation.sampling import Sampling
