@@ -236,7 +236,9 @@ def _variants(path: str, data: Mapping[str, Any]) -> list[Stage]:
             model = f"{name}-{seed}"
             fixed = {"seed": seed, "save_to": f"${{{model}}}/model"}
             given = dict(own or {})
-            stored = {**shared["data"], "init_args": {**shared["data"]["init_args"], **given.pop("data", {})}}
+            stored, other = dict(shared["data"]), given.pop("data", {})
+            if other:
+                stored["init_args"] = {**stored.get("init_args", {}), **other}
             arguments = _joined(f"variants.{name}", {**shared["model"], **given}, fixed)
             fit = {**shared, "model": {"class_path": "LanguageModelTraining", "init_args": arguments}, "data": stored}
             stages.append(Stage(model, "fit", fit))

@@ -313,6 +313,7 @@ def _untrained(
     other = model.untrained(settings.seed)
     world, entries, asked = scenes.world, prompts(scenes.world, settings.seed), scenes.questions()
     images = draw_prompts(other, [entry["prompt"] for entry in entries], settings)
+    torch.manual_seed(settings.seed)
     blank = cast("VisualTokenizer", type(model.tokenizer).from_config(model.tokenizer.config)).eval()
     with torch.inference_mode():
         parts = _tensor(originals).split(settings.batch_size)

@@ -135,7 +135,7 @@ VARIANTS = {
     "folder": "somewhere",
     "before": {"vocabulary": {"run": "vocabulary", "with": {"source": "x"}}},
     "lm": {"model": {"reading": 0.5}, "data": {"class_path": "PictureTextData"}, "trainer": {"max_steps": 3}},
-    "variants": {"frozen": None, "tuned": {"tune_tokenizer": True}},
+    "variants": {"frozen": None, "tuned": {"tune_tokenizer": True, "data": {"size": 8}}},
     "seeds": [0, 7],
     "score": {"world": "small"},
     "compare": {"title": "both"},
@@ -151,9 +151,10 @@ def test_variants_are_trained_with_every_seed(tmp_path):
     common = {"reading": 0.5, "seed": 7, "save_to": "${tuned-7}/model"}
     assert stages["tuned-7"].arguments == {
         "model": {"class_path": "LanguageModelTraining", "init_args": {**common, "tune_tokenizer": True}},
-        "data": {"class_path": "PictureTextData"},
+        "data": {"class_path": "PictureTextData", "init_args": {"size": 8}},
         "trainer": {"max_steps": 3},
     }
+    assert stages["frozen-0"].arguments["data"] == {"class_path": "PictureTextData"}
     assert stages["frozen-0-scores"].arguments == {"model": "${frozen-0}/model", "settings": {"world": "small"}}
     assert stages["comparison"].arguments == {
         "scores": {name: [f"${{{name}-{seed}-scores}}" for seed in (0, 7)] for name in ("frozen", "tuned")},

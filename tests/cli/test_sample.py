@@ -14,7 +14,7 @@ from PIL import Image
 from smalti.cli.sample import read_order, read_prompts
 from smalti.data.transforms import to_pil
 from smalti.generation.folders import load_pictures
-from smalti.generation.orders import Masked, Random, Raster
+from smalti.generation.orders import Masked, Random
 from smalti.generation.pipeline import TextToImagePipeline
 
 RED, BLUE = "a red circle", "a blue square"
@@ -132,7 +132,6 @@ def test_an_order_may_be_asked_for(model, asking, tmp_path, answers):
         ("masked", Masked()),
         ("masked:passes=3,noise=0", Masked(3, 0.0)),
         ("random:passes=5", Random(5)),
-        ("raster", Raster()),
     ):
         answers("sample", RED, "--model", asking, "--out", tmp_path / "out.png", "--order", text)
         assert np.array_equal(pixels(tmp_path / "out.png"), np.asarray(pipeline(RED, order=order, progress=False)[0]))
@@ -222,7 +221,10 @@ def test_drawing_together_changes_no_more_than_rounding(model, tmp_path, answers
             "noise of --order must be a finite number, got ''; write it as masked:noise",
         ),
         ((RED, "--order", "masked:passes=0"), "masked order needs passes >= 1 and noise >= 0, got 0 and 1.5"),
-        ((RED, "--order", "masked"), "masked order needs 1 learned vectors, got a model with 0; use the order that it"),
+        (
+            (RED, "--order", "masked"),
+            "masked order needs 1 learned vectors of its kind, got a model of raster order with 0; use",
+        ),
         ((RED, "--steps", 3), "--steps is not for this model, which takes --guidance, --guidance-start, --guided-from"),
         ((RED, BLUE, "--preview", "passes"), "--preview follows the passes of 1 picture, got 2; give one prompt"),
         ((RED, "--candidates", 2, "--preview", "passes"), "--preview follows the passes of 1 picture, got 2; give one"),
