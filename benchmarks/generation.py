@@ -78,10 +78,8 @@ def built(name: str, args: argparse.Namespace) -> SharedLM:
 def prepared(model: SharedLM, args: argparse.Namespace) -> SharedLM:
     """The model as the fast sampler gets it."""
     if args.pack:
-        model.pack()
-    if args.compile:
-        model.compile_blocks()
-    return model
+        return model.pack()
+    return model.compile_blocks() if args.compile else model
 
 
 @dataclass(frozen=True)
@@ -282,8 +280,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--compile", action="store_true", help="compile blocks of the fast sampler's model")
-    parser.add_argument("--pack", action="store_true", help="pack weights of the fast sampler's model")
+    faster = parser.add_mutually_exclusive_group()
+    faster.add_argument("--compile", action="store_true", help="compile blocks of the fast sampler's model")
+    faster.add_argument("--pack", action="store_true", help="pack weights of the fast sampler's model")
     parser.add_argument("--reference", action="store_true", help="run the plain sampler of each order too")
     parser.add_argument(
         "--reference-runs", type=int, help="of the plain sampler, where it is slow; as --runs by default"

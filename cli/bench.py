@@ -27,7 +27,7 @@ from ..training.recipe import Recipe, Stage, read_yaml, stages_of, timings
 from .errors import UsageError
 from .models import choose_device, quiet
 from .outputs import say as answer
-from .run import ACTIONS, CHECKS, carry_out, check_typed, list_stages, say, typed
+from .run import ACTIONS, CHECKS, add_stage_arguments, carry_out, check_typed, list_stages, say, typed
 from .typed import build_arguments
 
 _LAST = "comparison"
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=list(BENCHES), help=told)
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="YAML: the families and what they share")
     parser.add_argument("--folder", metavar="DIR", help="where to write instead of the folder that the file names")
-    parser.add_argument("--list", action="store_true", help="show the stages and which of them would run; run none")
+    add_stage_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,8 +56,9 @@ def run(args: argparse.Namespace) -> int:
     actions, checks = ACTIONS | {"compare": typed(compare)}, CHECKS | {"compare": check_typed(compare)}
     if args.list:
         return list_stages(recipe, actions, checks)
-    carry_out(recipe, actions, checks)
-    answer((recipe.folder / _LAST / f"{args.what}.md").read_text().rstrip())
+    carry_out(recipe, actions, checks, args.only)
+    if args.only is None or _LAST in args.only:
+        answer((recipe.folder / _LAST / f"{args.what}.md").read_text().rstrip())
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti run``."""
     parser.add_argument("recipe", help="YAML file with the stages")
     parser.add_argument("--folder", metavar="DIR", help="where to write instead of the folder that the recipe names")
+    add_stage_arguments(parser)
+
+
+def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which stages to run, of a recipe or of what stands for one."""
     parser.add_argument("--list", action="store_true", help="show the stages and which of them would run; run none")
+    told = "run these alone; processes or machines that share the folder can each take some"
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help=told)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,19 +64,21 @@ def run(args: argparse.Namespace) -> int:
     import_vocabulary()
     if args.list:
         return list_stages(recipe, ACTIONS, CHECKS)
-    carry_out(recipe, ACTIONS, CHECKS)
+    carry_out(recipe, ACTIONS, CHECKS, args.only)
     return 0
 
 
-def carry_out(recipe: Recipe, actions: Mapping[str, Action], checks: Mapping[str, Action]) -> None:
-    """Run what is left of a recipe and say so.
+def carry_out(
+    recipe: Recipe, actions: Mapping[str, Action], checks: Mapping[str, Action], only: Collection[str] | None = None
+) -> None:
+    """Run what is left of a recipe, or of some of its stages, and say so.
 
     Raises:
         InterruptedRunError: Ctrl-C.
         ValueError: as :func:`~smalti.training.recipe.run_recipe` does.
     """
     try:
-        run_recipe(recipe, actions, say, checks)
+        run_recipe(recipe, actions, say, checks, only)
     except (KeyboardInterrupt, InterruptedRunError) as error:
         raise InterruptedRunError("interrupted; the same command continues") from error
     say(f"finished: {recipe.folder}")

@@ -113,7 +113,8 @@ class PlainImage:
         self.filled.scatter_(1, known, True)
         before = (at >= self.first)[..., None] | (self.slots <= at[..., None])  # prompts are causal
         seen = (self.filled & self.present)[:, None] & before
-        seen[:, known.shape[1] :] |= torch.zeros_like(self.filled).scatter(1, asked, True)[:, None]
+        if self.plan.asks == "step":
+            seen[:, known.shape[1] :] |= torch.zeros_like(self.filled).scatter(1, asked, True)[:, None]
         seen |= self.slots == at[..., None]  # padding sees itself
         asking = (torch.arange(at.shape[1], device=at.device) >= known.shape[1]).expand_as(at)
         batch = unlearned(self.rows[row, at], self.vectors, asking if asked.shape[1] else None)

@@ -192,7 +192,8 @@ class ImageWriter:
         start, end = self.plan.starts[step : step + 2]
         wanted = left if asks == "rest" else self.positions[:, start:end]
         queries = None if asks == "nothing" else wanted
-        states = self.session.read(self._rows(step), self._twice(step, queries), self._present(step))
+        reading = self._rows(step), self._twice(step, queries), self._present(step)
+        states = self.session.read(*reading, apart=asks == "rest")
         chosen, sure = self._draw(self._predictors(states, step, wanted), wanted, step)
         if self.plan.adaptive:
             wanted, chosen = self._surest(step, wanted, chosen, sure)

@@ -102,13 +102,20 @@ class Session:
         present = torch.ones_like(tokens, dtype=torch.bool)[:, None]
         self._mask, self._known = torch.cat([self._mask, present], dim=1), torch.cat([self._known, present], dim=1)
 
-    def read(self, rows: Tensor | None = None, queries: Tensor | None = None, present: Tensor | None = None) -> Tensor:
+    def read(
+        self,
+        rows: Tensor | None = None,
+        queries: Tensor | None = None,
+        present: Tensor | None = None,
+        apart: bool = False,
+    ) -> Tensor:
         """Read text that is pending, then rows of the image, then queries, which are forgotten again.
 
         Args:
             rows: ``[B, R, W + 1]`` of codes and extras, which see each other.
-            queries: ``[B, Q]`` slots that are asked for; they see each other too.
+            queries: ``[B, Q]`` slots that are asked for.
             present: ``[B]`` bool, false for sequences that have ended; all go on by default.
+            apart: whether queries see no other query.
 
         Returns:
             States ``[B, T, directions, C]`` of the T rows of all three.
@@ -132,7 +139,7 @@ class Session:
             self._padded = self._padded or not bool(present.all())
         self._mask = torch.cat([self._mask, going], dim=1)
         embedded = self.model.embed(unlearned(every, self._vectors, asked))
-        found = self.model.through(embedded, self._standing(every), self._allowed(sizes), self.cache)
+        found = self.model.through(embedded, self._standing(every), self._allowed(sizes, apart), self.cache)
         self._pending, self._vectors = nothing, None
         if sizes[2]:
             self.cache.forget(sizes[2])
@@ -186,13 +193,16 @@ class Session:
             found.append(self._places.gather(-1, index.expand(*self._places.shape[:-1], -1)))
         return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
-    def _allowed(self, sizes: tuple[int, int, int]) -> Tensor | None:
-        """What the new rows see, None where that needs no mask: text those before, codes each other, queries all."""
+    def _allowed(self, sizes: tuple[int, int, int], apart: bool) -> Tensor | None:
+        """What the new rows see, None where that needs no mask: text those before, codes each other, queries all, or
+        all but other queries.
+        """
         new, before = sum(sizes), self.cache.get_seq_length()
         kinds = sum(size > 0 for size in sizes)
         if kinds == 1 and sizes[0]:
             return causal(self._mask, new)
-        if kinds == 1 and not self._padded and (before or new == 1):
+        apart = apart and sizes[2] > 1
+        if kinds == 1 and not self._padded and not apart and (before or new == 1):
             return None
         device = self._mask.device
         ranks = torch.cat(
@@ -203,6 +213,8 @@ class Session:
             ]
         )
         inner = ranks[None, :] <= ranks[:, None]
+        if apart:
+            inner[-sizes[2] :, -sizes[2] :] = torch.eye(sizes[2], dtype=torch.bool, device=device)
         every = torch.cat([torch.ones(new, before, dtype=torch.bool, device=device), inner], dim=1)
         own = torch.eye(before + new, dtype=torch.bool, device=device)[-new:]
         return (every & self._mask[:, None, :] | own)[:, None]

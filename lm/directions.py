@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..tokenizers.codes import CodeSpec
 from .heads import CodeHead, code_head
 from .positions import plain_rotary
-from .tables import Table
+from .tables import Packed, Table
 from .vocabulary import Vocabulary
 
 
@@ -53,11 +53,12 @@ class Direction(nn.Module):
         self.block, self.norm, self.head = block, norm, head
         self.rows = nn.Parameter(rows)
         self.start = start
+        self.packed: Packed = {}
 
     @property
     def table(self) -> Table:
         """Its output rows by id."""
-        return Table(self.rows, start=self.start)
+        return Table(self.rows, start=self.start, packed=self.packed)
 
 
 class Directions(nn.Module):

@@ -21,11 +21,11 @@ from .heads import CodeHead, code_head, default_head
 from .layout import SequenceLayout
 from .losses import BlockLoss, block_losses, merged
 from .ordering import causal
-from .packing import pack
+from .packing import packed_block, packed_rows
 from .positions import images, places
 from .saved import SavedModel
 from .sequences import CLASS, EXTRA, NONE, TEXT, VECTOR, Batch, Rows
-from .tables import Table
+from .tables import Packed, Table
 from .vocabulary import Vocabulary
 
 
@@ -86,6 +86,7 @@ class SharedLM(SavedModel):
         self.queries = nn.Embedding(config.queries, width) if config.queries else None
         more = config.directions - 1
         self.directions = Directions(more, self.backbone, config.head, vocabulary, self.spec) if more else None
+        self.packed: Packed = {}
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -161,14 +162,15 @@ class SharedLM(SavedModel):
             raise ValueError(
                 "this model reads codes by their ids, got vectors for them; build it with embedding kind codebook"
             )
+        placed = 0.0 if self.positions is None else self.positions(slots)
+        embedded = embedded + placed
         if batch.ordering is not None and bool(batch.ordering.asked.any()):
             if self.queries is None:
                 raise ValueError(
                     "this model was built without queries, got steps that are asked for; build it with some"
                 )
-            embedded = torch.where(batch.ordering.asked[..., None], self.queries.weight[0], embedded)
-        if self.positions is not None:
-            embedded = embedded + self.positions(slots)
+            queries = _of_unit_scale(self.queries.weight[0] + placed)
+            embedded = torch.where(batch.ordering.asked[..., None], queries.to(embedded.dtype), embedded)
         return self._with_conditions(embedded, batch)
 
     def through(
@@ -308,14 +310,19 @@ class SharedLM(SavedModel):
         return self.head.column_logits(found, self.outputs, column).float()
 
     def pack(self) -> Self:
-        """Lay the blocks' matrices out for sampling on a CPU, in place: they can be saved, not trained or moved again.
+        """Lay matrices out for sampling on a CPU, in place: they can be saved, not trained or moved again.
+
+        The output rows of codes are kept as they were beside their packed copies.
 
         Raises:
             ValueError: a model on another device, or in another type than float32 and bfloat16.
         """
-        pack(self.eval().backbone.base_model)
+        layers = self.eval().backbone.base_model.layers
+        for index, block in enumerate(layers):
+            layers[index] = packed_block(block)
+        self.packed = packed_rows(self.outputs, self.head)
         for part in () if self.directions is None else self.directions.beyond:
-            pack(part.block)
+            part.block, part.packed = packed_block(part.block), packed_rows(part.table, part.head)
         return self
 
     def compile_blocks(self) -> Self:
@@ -323,9 +330,14 @@ class SharedLM(SavedModel):
 
         Attention is left out: graphs that count steps would be made anew for every layer and length. Needs what
         ``torch.compile`` needs, on CPUs a C++ compiler; nothing here does without being asked.
+
+        Raises:
+            ValueError: a packed model.
         """
         blocks = [*self.backbone.base_model.layers]
         blocks += [] if self.directions is None else [part.block for part in self.directions.beyond]
+        if self.packed:
+            raise ValueError("packed blocks cannot be compiled, got a packed model; load it again and do either")
         for block in blocks:
             for name in ("input_layernorm", "mlp", "post_attention_layernorm"):
                 getattr(block, name).compile(dynamic=True)
@@ -352,7 +364,8 @@ class SharedLM(SavedModel):
     def outputs(self) -> Table:
         """Output rows of the V ids."""
         own = self.backbone.get_output_embeddings().weight
-        return Table(own, self.new_outputs) if self.config.new_rows else Table(own)
+        pieces = (own, self.new_outputs) if self.config.new_rows else (own,)
+        return Table(*pieces, packed=self.packed)
 
     def unconditional(self, condition: str | int | Tensor) -> Rows:
         """The prompt that stands for nothing, beside one of a condition: what guidance leads away from.
@@ -406,6 +419,14 @@ class SharedLM(SavedModel):
                 f"sequences of this model have at most {limit} tokens, got {length}; "
                 "raise max_position_embeddings of the backbone or shorten the text"
             )
+
+
+def _of_unit_scale(queries: Tensor) -> Tensor:
+    """Queries with a root mean square of 1. All that tells many of them apart is where they stand, and the first block
+    adds the same to all: at the scale of an initial table, a fiftieth, that would drown it (masked models have a norm
+    behind their embeddings: BERT, MaskGIT, https://arxiv.org/abs/2202.04200).
+    """
+    return F.rms_norm(queries, queries.shape[-1:], eps=1e-12)
 
 
 def _put(embedded: Tensor, chosen: Tensor, values: Tensor) -> Tensor:

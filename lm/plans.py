@@ -3,12 +3,13 @@
 A pass reads rows and writes positions. It reads the codes that the pass before wrote, and perhaps rows that are no
 code: extras, learned vectors that stand nowhere and stay (PAR), or queries, the learned vector at a position that is
 asked for. Queries are seen by their own pass alone, so that what stays in a cache are codes in the order in which they
-were written. Letters: N positions, R rows, S directions.
+were written. Where a pass asks for more than it writes, they are not seen by each other either: what is said of a
+position then depends on what is written alone, not on what else is asked, and one sequence trains all passes. Letters:
+N positions, R rows, S directions.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -21,7 +22,7 @@ PROMPT = -1
 #: In ``sources``: no row; this direction does not predict the position.
 ABSENT = -2
 
-#: What a pass asks for by queries: nothing, the positions that it writes, or all that are not written yet.
+#: What a pass asks for by queries: nothing, the positions that it writes, or all that are not written yet, one by one.
 Asks = Literal["nothing", "step", "rest"]
 
 
@@ -119,32 +120,9 @@ class Plan:
         turned = torch.where(self.sources >= 0, found[self.sources.clamp_min(0)], self.sources)
         return torch.empty_like(turned).index_copy(0, self.positions, turned)
 
-    def training_rows(self, generator: torch.Generator | None = None) -> PlanRows:
-        """As :meth:`rows`; where passes ask for all the rest, for ``ceil(N cos(pi / 2 * u))`` with u drawn evenly.
-
-        Args:
-            generator: of the CPU; the global one by default.
-        """
-        if self.asks != "rest":
-            return self.rows()
-        drawn = float(torch.rand((), generator=generator, dtype=torch.float64))
-        return self.rows(self.count - math.ceil(self.count * math.cos(math.pi / 2 * drawn)))
-
-    def rows(self, known: int | None = None) -> PlanRows:
-        """The rows that train it.
-
-        Args:
-            known: where passes ask for all the rest: how many of the positions are known, in ``[0, N)``.
-
-        Raises:
-            ValueError: ``known`` absent, out of range, or of a plan that asks otherwise.
-        """
-        if (known is None) == (self.asks == "rest") or (known is not None and not 0 <= known < self.count):
-            raise ValueError(
-                f"a plan that asks for {self.asks} of {self.count} positions needs known in [0, N) where it asks for "
-                f"the rest and none otherwise, got {known}; draw one for each image"
-            )
-        return self._read_rows() if self.asks == "nothing" else self._asking_rows(known)
+    def rows(self) -> PlanRows:
+        """The rows that train it: each position is predicted once, from what the passes before its own have written."""
+        return self._read_rows() if self.asks == "nothing" else self._asking_rows()
 
     def _read_rows(self) -> PlanRows:
         """Codes in the order in which they are written, extras in front of those that their pass writes."""
@@ -161,14 +139,11 @@ class Plan:
         positions = torch.where(code, self.positions[ks], -1)
         return PlanRows(positions, torch.zeros_like(code), ranks, code, turned)
 
-    def _asking_rows(self, known: int | None) -> PlanRows:
-        """Codes, then queries: of every pass, or of the one pass that knows so many."""
-        order = torch.arange(self.count)
-        codes, asked = order[:known], order[known or 0 :]
-        passes = self.passes
-        asking = 2 * passes[asked] + 1 if known is None else torch.full_like(asked, 2 * len(self.sizes) + 1)
-        rows = len(codes) + len(asked)
-        query = torch.arange(rows) >= len(codes)
-        sources = torch.arange(rows)[:, None].masked_fill(~query[:, None], ABSENT)
-        ks = torch.cat([codes, asked])
-        return PlanRows(self.positions[ks], query, torch.cat([2 * passes[codes] + 2, asking]), query, sources)
+    def _asking_rows(self) -> PlanRows:
+        """Codes, then queries for all of them, each of its own pass."""
+        order, rows = torch.arange(self.count), torch.arange(2 * self.count)
+        query, apart = rows >= self.count, self.asks == "rest"
+        unit = self.count + 1 if apart else 2  # a rank for each query, or one for those of a pass
+        ranks = torch.cat([unit * (self.passes + 1), unit * self.passes + 1 + order * apart])
+        sources = rows[:, None].masked_fill(~query[:, None], ABSENT)
+        return PlanRows(self.positions.repeat(2), query, ranks, query, sources)

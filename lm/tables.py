@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+#: Products ``[..., len(ids)]`` of states ``[..., C]`` with the rows of ids, by these.
+Packed = Mapping[range, Callable[[Tensor], Tensor]]
 
 
 class Table:
@@ -17,11 +20,12 @@ class Table:
     Args:
         pieces: ``[V_i, C]``.
         start: id of the first row.
+        packed: products with the rows of some ids in a row that are made faster than here.
     """
 
-    def __init__(self, *pieces: Tensor, start: int = 0) -> None:
+    def __init__(self, *pieces: Tensor, start: int = 0, packed: Packed | None = None) -> None:
         self.pieces: Sequence[Tensor] = pieces
-        self.start = start
+        self.start, self.packed = start, packed or {}
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Rows ``[..., C]`` of ids ``[...]``, in tables that start at 0."""
@@ -36,6 +40,8 @@ class Table:
 
     def logits(self, states: Tensor, ids: range) -> Tensor:
         """Products ``[..., len(ids)]`` of states ``[..., C]`` with the rows of ids in a row."""
+        if ids in self.packed:
+            return self.packed[ids](states)
         found = [F.linear(states, rows) for rows in self.parts(ids)]
         return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 

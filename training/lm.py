@@ -316,7 +316,7 @@ class LanguageModelTraining(TrainingModule):
             return None
         if self._fixed is None or self.order.random:
             self._fixed = self.order.plan(self.model.spec.layout, generator)
-        return self._fixed.training_rows(generator)
+        return self._fixed.rows()
 
     def _class(self, item: Item) -> int:
         text, classes = item["caption"], self.model.config.classes

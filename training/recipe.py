@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -181,6 +181,7 @@ def run_recipe(
     actions: Mapping[str, Action],
     announce: Callable[[str], None] | None = None,
     checks: Mapping[str, Action] | None = None,
+    only: Collection[str] | None = None,
 ) -> list[Done]:
     """Carry out what is left of a recipe.
 
@@ -189,12 +190,16 @@ def run_recipe(
         actions: by the name under which stages ask for them.
         announce: told in one line what happens to each stage.
         checks: of the arguments of all stages, before the first one runs; see :func:`check_recipe`.
+        only: names of the stages to carry out, so that processes or machines that share a folder can take turns with
+            what does not depend on each other; what these read must be finished. All by default.
 
     Raises:
-        ValueError: as :func:`check_recipe` does, and nothing has been run then; or a stage did not write what it
-            publishes.
+        ValueError: as :func:`check_recipe` does, a name that is no stage's, or one that reads what is not finished, and
+            nothing has been run then; or a stage did not write what it publishes.
     """
     check_recipe(recipe, actions, checks)
+    if only is not None:
+        _check_only(recipe, only)
     tell = announce or (lambda line: None)
     finished: list[Done] = []
     versions: dict[str, str] = {}
@@ -204,6 +209,9 @@ def run_recipe(
         mark = _read_mark(folder)
         title = f"[{number}/{len(recipe.stages)}] {stage.name}"
         state = _state(mark, fingerprint)
+        if only is not None and stage.name not in only:
+            versions[stage.name] = _version(fingerprint, mark.get("started"))
+            continue
         skipped, same = state == "finished", state == "interrupted"
         if skipped:
             tell(f"{title}: finished before, skipped")
@@ -357,6 +365,20 @@ def _check_actions(recipe: Recipe, actions: Mapping[str, Action]) -> None:
             near = get_close_matches(stage.run, actions, 1)
             hint = f"did you mean {near[0]!r}" if near else f"known are {', '.join(sorted(actions))}"
             raise ValueError(f"stage {stage.name!r} must run a known action, got {stage.run!r}; {hint}")
+
+
+def _check_only(recipe: Recipe, only: Collection[str]) -> None:
+    stages = [stage.name for stage in recipe.stages]
+    if unknown := sorted(set(only) - set(stages)):
+        raise ValueError(f"only stages of the recipe can run, got {', '.join(unknown)}; there are {', '.join(stages)}")
+    states = {planned.name: planned.state for planned in plan_recipe(recipe)}
+    for stage in (stage for stage in recipe.stages if stage.name in only):
+        missing = [name for name in stage.reads() if name not in only and states[name] != "finished"]
+        if missing:
+            raise ValueError(
+                f"stage {stage.name!r} reads {', '.join(missing)}, which must be finished, got {states[missing[0]]}; "
+                "run it too"
+            )
 
 
 def _shape(data: Any) -> str:

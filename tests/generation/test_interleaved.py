@@ -99,8 +99,8 @@ def picture(lm: SharedLM, items: list[Item], plan: Plan, uniform: torch.Tensor, 
     nothing: list[Item] = [lm.vocabulary.special("<bos>"), lm.vocabulary.special("<image>")]
     scales, used = how.scales(len(plan.sizes)), 0
     for step, (start, end) in enumerate(pairwise(plan.starts)):
-        now = replace(plan, positions=positions)
-        rows = now.rows(start) if plan.asks == "rest" else now.rows()
+        sizes = (*plan.sizes[:step], plan.count - start) if plan.asks == "rest" else plan.sizes
+        rows = replace(plan, positions=positions, sizes=sizes).rows()
         wanted = positions[start:].sort().values if plan.asks == "rest" else positions[start:end]
         places = {int(position): row for row, position in enumerate(rows.positions) if rows.learned[row]}
         sources, n = rows.sources[[places[int(position)] for position in wanted]], len(wanted)

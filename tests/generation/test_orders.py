@@ -113,22 +113,21 @@ def test_a_source_is_read_by_the_pass_that_it_predicts(order, layout):
 
 @EVERY
 def test_rows_of_training_see_what_the_order_says(order, layout):
-    """Codes see codes as `visible` says, queries all of earlier passes and each other, and nobody else a query."""
+    """Codes see codes as `visible` says, queries all of earlier passes and, where a pass asks for what it writes alone,
+    each other; and nobody else a query."""
     plan = seeded(order, layout)
-    for rows in [plan.rows()] if plan.asks != "rest" else [plan.rows(known) for known in range(plan.count)]:
-        allowed, code = seen(rows), ~rows.asked & (rows.positions >= 0)
-        positions, queries = rows.positions[code], rows.asked.nonzero().flatten().tolist()
-        assert torch.equal(allowed[code][:, code], plan.visible()[positions][:, positions])
-        assert not allowed[~rows.asked][:, rows.asked].any()
-        passes = torch.empty_like(plan.positions).index_copy(0, plan.positions, plan.passes)
-        for query in queries:
-            own, before = int(passes[rows.positions[query]]), passes[positions]
-            together = (passes[rows.positions] == own) | torch.tensor(plan.asks == "rest")
-            assert torch.equal(allowed[query][rows.asked], together[rows.asked])
-            assert torch.equal(allowed[query][code], (before < own) | torch.tensor(plan.asks == "rest"))
-        assert sorted(rows.positions[rows.learned].tolist()) == sorted(
-            plan.positions[0 if plan.asks != "rest" else len(positions) :].tolist()
-        )
+    rows = plan.rows()
+    allowed, code = seen(rows), ~rows.asked & (rows.positions >= 0)
+    positions, queries = rows.positions[code], rows.asked.nonzero().flatten().tolist()
+    assert torch.equal(allowed[code][:, code], plan.visible()[positions][:, positions])
+    assert not allowed[~rows.asked][:, rows.asked].any()
+    passes = torch.empty_like(plan.positions).index_copy(0, plan.positions, plan.passes)
+    for query in queries:
+        own, others = int(passes[rows.positions[query]]), rows.positions[rows.asked]
+        together = passes[others] == own if plan.asks == "step" else others == rows.positions[query]
+        assert torch.equal(allowed[query][rows.asked], together)
+        assert torch.equal(allowed[query][code], passes[positions] < own)
+    assert sorted(rows.positions[rows.learned].tolist()) == [*range(plan.count)]
 
 
 def seen(rows: PlanRows) -> torch.Tensor:
@@ -250,7 +249,8 @@ def prove_cached(monkeypatch, lm, order, conditions, scale=2.5) -> None:
         if adaptive:
             ids = codes.scatter(1, wanted[..., None].expand_as(chosen), chosen)
             orders = [torch.tensor([*found, *left]) for found, left in zip(known, rest, strict=True)]
-            rows = [replace(plan, positions=at).rows(starts[step]) for plan, at in zip(plans, orders, strict=True)]
+            sizes = (*plans[0].sizes[:step], layout.positions - starts[step])  # all that is asked for at once
+            rows = [replace(plan, positions=at, sizes=sizes).rows() for plan, at in zip(plans, orders, strict=True)]
             expected = whole_pass(lm, conditions, ids, rows, scale)
         for column, found in enumerate(logits[step * depth : step * depth + depth]):
             whole = expected[column].gather(1, wanted[..., None].expand(-1, -1, found.shape[-1]))

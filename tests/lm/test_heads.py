@@ -93,6 +93,17 @@ def test_a_block_without_tokens_costs_nothing(kind):
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
+def test_attention_is_never_given_no_rows_at_all():  # on CUDA it then returns nothing
+    codes, seen = head("depth"), []
+    for layer in codes.layers.layers:
+        layer.self_attn.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
+    found = codes(torch.empty(0, 8), torch.empty(0, 2, 8))
+    assert found.shape == (0, 3, 8)
+    assert seen == [1]
+    found.sum().backward()
+    assert all(torch.equal(parameter.grad, torch.zeros_like(parameter)) for parameter in codes.layers.parameters())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_that_predict_nothing_learned_get_no_gradient(kind):
     codes = head(kind)

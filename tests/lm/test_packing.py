@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from shutil import which
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from smalti.generation.orders import Neighbouring, order_parts
 from smalti.generation.sampler import sample_codes
 from smalti.generation.sampling import Sampling
 from smalti.lm.model import SharedLM
-from smalti.lm.packing import PackedLinear, pack
+from smalti.lm.packing import PackedBlock, PackedLinear, pack
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 
@@ -22,9 +23,10 @@ LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
 
-def model() -> SharedLM:
+def model(**changed) -> SharedLM:
     parts = {"classes": 3, "rotary": "axial", **order_parts(Neighbouring(), SPEC)}
-    backbone = {**LLAMA, "num_attention_heads": 2}
+    backbone = {**LLAMA, "num_attention_heads": 2, **changed}
+    torch.manual_seed(0)
     return SharedLM.build(backbone, Vocabulary(None), SPEC, "f00d", {"kind": "flat"}, **parts).eval()
 
 
@@ -37,7 +39,7 @@ def drawn(lm: SharedLM) -> torch.Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 def test_products_are_those_of_the_plain_layer(dtype, bias):
     plain = nn.Linear(24, 40, bias=bias).to(dtype)
-    packed = PackedLinear(plain)
+    packed = PackedLinear(plain.weight, plain.bias)
     for states in (torch.randn(1, 24), torch.randn(2, 3, 24), torch.randn(70, 24)):
         close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
         torch.testing.assert_close(packed(states.to(dtype)), plain(states.to(dtype)), **close)
@@ -53,14 +55,72 @@ def test_the_state_is_that_of_the_plain_module():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_packed_model_draws_the_same_and_is_saved_the_same(tmp_path):
-    lm = model()
+def test_a_product_is_added_to_what_there_is():
+    packed, states, onto = (
+        PackedLinear(torch.randn(40, 24), torch.randn(40)),
+        torch.randn(2, 3, 24),
+        torch.randn(2, 3, 40),
+    )
+    kept = onto.clone()
+    torch.testing.assert_close(packed(states, onto), packed(states) + kept)
+    assert torch.equal(onto, kept)
+
+
+@pytest.mark.parametrize(
+    ("changed", "lean"),
+    [
+        ({}, True),
+        ({"num_attention_heads": 4, "num_key_value_heads": 2}, True),
+        ({"model_type": "qwen2", "num_key_value_heads": 2}, True),  # whose queries, keys and values have biases
+        ({"model_type": "mistral", "num_key_value_heads": 1}, True),
+        ({"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 8}, False),  # which norms queries and keys
+        ({"hidden_act": "gelu"}, False),
+    ],
+)
+def test_a_packed_model_draws_the_same_and_is_saved_the_same(tmp_path, changed, lean):
+    lm = model(**changed)
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()  # zero at first
+            parameter.mul_(3)  # as large as what is trained
     packed = deepcopy(lm).pack()
+    blocks = [*packed.backbone.base_model.layers, packed.directions.beyond[0].block]
+    assert [isinstance(block, PackedBlock) for block in blocks] == [lean] * 3
     assert not any(type(module) is nn.Linear for module in packed.backbone.base_model.modules())
+    steps = [lm.layout.class_to_image(1, torch.arange(12)[:, None], Neighbouring().plan(SPEC.layout).rows())]
+    batch = lm.layout.collate(steps)
+    with torch.no_grad():
+        torch.testing.assert_close(packed.directed(batch), lm.directed(batch), rtol=1e-5, atol=1e-5)
     assert torch.equal(drawn(packed), drawn(lm))
     packed.save_pretrained(tmp_path)
     again = SharedLM.from_pretrained(tmp_path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in lm.state_dict().items())
+
+
+def test_output_rows_of_every_direction_are_packed():
+    packed, seen = model().pack(), []
+    for _, table in packed.heads:
+        (ids,) = table.packed
+        assert torch.equal(table.packed[ids].weight, torch.cat(table.parts(ids)))
+        table.packed[ids].register_forward_hook(lambda *_: seen.append(1))
+    drawn(packed)
+    assert len(seen) == 2 * len(Neighbouring().plan(SPEC.layout).sizes)
+
+
+def test_packed_blocks_are_not_compiled():
+    with pytest.raises(ValueError, match="packed blocks cannot be compiled, got a packed model; load it again"):
+        model().pack().compile_blocks()
+
+
+@pytest.mark.skipif(which("g++") is None and which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_write_the_same_codes():
+    lm = model(num_hidden_layers=1)
+    plain = drawn(lm)
+    compiled = lm.compile_blocks()
+    assert torch.equal(drawn(compiled), plain)
+    alone = sample_codes(compiled, [1], [torch.Generator().manual_seed(1)], Sampling(guidance=2.0)).ids
+    assert torch.equal(alone[0], plain[1])
 
 
 def test_packed_weights_stay_where_they_are():

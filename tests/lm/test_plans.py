@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import pytest
 import torch
 
 from smalti.generation.orders import Grouped, Neighbouring, NextScale
@@ -102,14 +99,9 @@ def test_asking_for_what_a_step_writes():
 
 
 def test_asking_for_the_rest():
-    assert written(REST.rows(0)) == [(at, "asked", 7, [row]) for row, at in enumerate([2, 0, 3, 1])]
-    assert written(REST.rows(2)) == [
-        *[(2, "read", 2, [-2]), (0, "read", 4, [-2])],
-        *[(3, "asked", 7, [2]), (1, "asked", 7, [3])],
-    ]
-    assert written(REST.rows(3)) == [
-        *[(2, "read", 2, [-2]), (0, "read", 4, [-2]), (3, "read", 6, [-2])],
-        (1, "asked", 7, [3]),
+    assert written(REST.rows()) == [
+        *[(2, "read", 5, [-2]), (0, "read", 10, [-2]), (3, "read", 15, [-2]), (1, "read", 15, [-2])],
+        *[(2, "asked", 1, [4]), (0, "asked", 7, [5]), (3, "asked", 13, [6]), (1, "asked", 14, [7])],
     ]
 
 
@@ -125,37 +117,3 @@ def test_sources_by_position():
     assert turned.sources_of_positions().tolist() == [[2, -2], [3, 5], [-1, 4], [0, 2]]
     for plan in (STEP, REST):
         assert plan.sources_of_positions().tolist() == [[0], [1], [2], [3]]
-
-
-def test_training_draws_how_much_is_known():
-    for seed in range(20):
-        drawn = float(torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-        rows = REST.training_rows(torch.Generator().manual_seed(seed))
-        assert int(rows.asked.sum()) == math.ceil(4 * math.cos(math.pi / 2 * drawn))
-    asked = torch.tensor([int(REST.training_rows().asked.sum()) for _ in range(600)])  # of the global generator
-    shares = torch.bincount(asked, minlength=5) / len(asked)
-    edges = [math.acos(part / 4) / (math.pi / 2) for part in (0, 1, 2, 3, 4)]  # 0.16, 0.17, 0.21, 0.46
-    assert float(shares[0]) == 0
-    for part in range(1, 5):
-        assert abs(float(shares[part]) - (edges[part - 1] - edges[part])) < 0.08
-
-
-@pytest.mark.parametrize("plan", [RASTER, NEIGHBOURING, GROUPED, STEP])
-def test_other_plans_are_trained_alike_every_time(plan):
-    drawn = plan.training_rows(torch.Generator().manual_seed(3))
-    assert written(drawn) == written(plan.rows())
-
-
-@pytest.mark.parametrize(
-    ("plan", "known", "message"),
-    [
-        (STEP, 1, r"a plan that asks for step of 4 positions needs known in \[0, N\) where .*, got 1; draw one for"),
-        (RASTER, 0, r"a plan that asks for nothing of 3 positions needs known .* and none otherwise, got 0; draw"),
-        (REST, None, r"a plan that asks for rest of 4 positions needs known .*, got None; draw one for each image"),
-        (REST, 4, r"a plan that asks for rest of 4 positions needs known .*, got 4; draw one for each image"),
-        (REST, -1, r"a plan that asks for rest of 4 positions needs known .*, got -1; draw one for each image"),
-    ],
-)
-def test_what_is_known_must_be_said_where_it_matters(plan, known, message):
-    with pytest.raises(ValueError, match=message):
-        plan.rows(known)

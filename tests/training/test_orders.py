@@ -53,7 +53,7 @@ def module(folder, order, **options) -> LanguageModelTraining:
 @pytest.mark.parametrize("rotary", ["sequence", "axial"])
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.fields()["kind"])
 def test_two_pictures_are_learned_by_heart_and_written_in_the_order(folder, tmp_path, order, rotary):
-    steps = 300 if isinstance(order, Masked) else 120  # what is asked for at once is learned more slowly
+    steps = 120
     found = module(folder, order, reading=0.2, rotary=rotary, save_to=str(tmp_path / "model"))
     data = TokenData(str(folder / "two"), str(folder / "two"), batch_size=2)
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
@@ -66,5 +66,4 @@ def test_two_pictures_are_learned_by_heart_and_written_in_the_order(folder, tmp_
     captions = [record.caption for record in RECORDS]
     generators = [torch.Generator().manual_seed(0) for _ in captions]
     written = sample_codes(lm, captions, generators, Sampling(guidance=1.0, temperature=0.0))
-    right = (written.ids == data.train.ids.long()).float().mean()
-    assert right == 1 or (isinstance(order, Masked) and right > 0.8)
+    assert torch.equal(written.ids, data.train.ids.long())

@@ -50,6 +50,40 @@ def test_stages_run_in_order_with_references_replaced(tmp_path):
     assert told[:2] == ["[1/4] data: starts", "[1/4] data: done in 0 s"]
 
 
+def test_some_stages_alone_and_the_others_later(tmp_path):
+    worker = Worker()
+    for only in (["data"], ["teacher", "tokenizer"]):
+        done = run_recipe(recipe(tmp_path), {"work": worker}, only=only)
+        assert {stage.name for stage in done} == set(only)
+    assert worker.names == ["data", "tokenizer", "teacher"]
+    done = run_recipe(recipe(tmp_path), {"work": worker})
+    assert worker.names == ["data", "tokenizer", "teacher", "lm"]
+    assert names(done, skipped=True) == ["data", "tokenizer", "teacher"]
+
+
+@pytest.mark.parametrize(
+    ("finished", "only", "message"),
+    [
+        (None, ["lma"], "only stages of the recipe can run, got lma; there are data, tokenizer, teacher, lm"),
+        (None, ["tokenizer"], "stage 'tokenizer' reads data, which must be finished, got new; run it too"),
+        (["data"], ["lm"], "stage 'lm' reads tokenizer, which must be finished, got new; run it too"),
+    ],
+)
+def test_a_stage_alone_that_reads_what_is_not_there_is_refused(tmp_path, finished, only, message):
+    worker = Worker()
+    if finished:
+        run_recipe(recipe(tmp_path), {"work": Worker()}, only=finished)
+    with pytest.raises(ValueError, match=message):
+        run_recipe(recipe(tmp_path), {"work": worker}, only=only)
+    assert not worker.calls
+
+
+def test_a_stage_alone_that_reads_what_has_changed_is_refused(tmp_path):
+    run_recipe(recipe(tmp_path), {"work": Worker()})
+    with pytest.raises(ValueError, match="stage 'tokenizer' reads data, which must be finished, got changed"):
+        run_recipe(recipe(tmp_path, data={"count": 4}), {"work": Worker()}, only=["tokenizer"])
+
+
 def test_finished_stages_are_skipped(tmp_path):
     run_recipe(recipe(tmp_path), {"work": Worker()})
     worker, told = Worker(), []
