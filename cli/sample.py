@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     _check_use(pipeline, order, passes, len(jobs) * getattr(sampling, "candidates", 1))
     for prompt in prompts:
         pipeline.check_prompt(prompt)
-    _cast(pipeline, args.dtype)
+    _prepare(pipeline, args.dtype)
     told: list[Progress] = []
     pictures = draw_pictures(pipeline, jobs, sampling, args.batch, order, None if passes is None else told.append)
     labels = [prompt if args.count == 1 else f"{prompt} (seed {seed})" for prompt, seed in jobs]
@@ -252,15 +252,21 @@ def _check_use(pipeline: PicturePipeline, order: Order | None, passes: Target | 
         )
 
 
-def _cast(pipeline: PicturePipeline, dtype: str | None) -> None:
-    """Bring what writes codes or latents to a precision; the tokenizer stays, because its codes must stay the same."""
+def _prepare(pipeline: PicturePipeline, dtype: str | None) -> None:
+    """Bring what writes codes or latents to a precision, and a language model on a CPU to its fastest form.
+
+    The tokenizer stays, because its codes must stay the same.
+    """
     import torch
 
+    from ..lm.model import SharedLM
     from ..lm.saved import SavedModel
 
     for part in pipeline.components.values():
         if dtype is not None and isinstance(part, SavedModel):
             torch.nn.Module.to(part, getattr(torch, dtype))  # transformers leaves its own override untyped
+        if isinstance(part, SharedLM) and part.device.type == "cpu" and part.dtype != torch.float16:
+            part.pack()
 
 
 def _previews(pipeline: PicturePipeline, told: Sequence[Progress]) -> list[Image]:

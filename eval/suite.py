@@ -78,7 +78,7 @@ class Evidence:
         """Write ``evidence.safetensors`` and ``evidence.json`` into a folder."""
         arrays = {"originals": self.originals, "rebuilt": self.rebuilt, "samples": self.samples}
         with atomic_file(Path(folder) / "evidence.safetensors") as file:
-            save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, file)
+            save_file({name: torch.from_numpy(array).contiguous() for name, array in arrays.items()}, file)
         texts = {name: getattr(self, name) for name in ("verdicts", "answers", "captions", "usage")}
         with atomic_file(Path(folder) / "evidence.json") as file:
             file.write_text(json.dumps(texts))

@@ -50,8 +50,8 @@ def write_variants(
     Raises:
         ValueError: scores of different protocols, or one that is not finite; the sentence names the field.
     """
-    every, orders = _in_any_order(runs)
-    told = {**(how or {}), "variants": list(runs), **orders}
+    every, samplers = _however_drawn(runs)
+    told = {**(how or {}), "variants": list(runs), **samplers}
     protocol = shared_protocol(every, "ways of training a language model", told)
     names = [number for _, number, _ in COLUMNS]
     found: dict[str, Scores] = {
@@ -76,18 +76,18 @@ def write_variants(
     return write_markdown(folder / "variants.md", table)
 
 
-def _in_any_order(runs: Mapping[str, Sequence[Scored]]) -> tuple[list[Scored], dict[str, object]]:
-    """All runs with protocols that do not say in which order codes were written, where that is what differs."""
+def _however_drawn(runs: Mapping[str, Sequence[Scored]]) -> tuple[list[Scored], dict[str, object]]:
+    """All runs; where variants differ in how they draw, with protocols that leave that to be said once for each."""
     every = [run for scored in runs.values() for run in scored]
-    orders = {variant: (scored[0].result.protocol.sampler or {}).get("order") for variant, scored in runs.items()}
-    if len({str(order) for order in orders.values()}) == 1:
+    samplers = {variant: scored[0].result.protocol.sampler for variant, scored in runs.items()}
+    if len({str(sampler) for sampler in samplers.values()}) == 1:
         return every, {}
-    found = list[Scored]()
+    silent = list[Scored]()
     for run in every:
         protocol = run.result.protocol
-        rest = {name: value for name, value in (protocol.sampler or {}).items() if name != "order"}
-        found.append(replace(run, result=replace(run.result, protocol=replace(protocol, sampler=rest))))
-    return found, {"orders": orders}
+        counted = {name: value for name, value in (protocol.sampler or {}).items() if name == "per_prompt"}
+        silent.append(replace(run, result=replace(run.result, protocol=replace(protocol, sampler=counted))))
+    return silent, {"samplers": samplers}
 
 
 def _table(runs: Mapping[str, Sequence[Scored]]) -> Table:

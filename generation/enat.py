@@ -7,25 +7,19 @@ Every picture of a batch draws from its own generator, so that it does not depen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..data.files import atomic_folder
 from ..lm.conditions import Wanted
-from ..lm.enat import ENAT, ENATConfig, Pass, rows_at
+from ..lm.enat import ENAT, Pass, rows_at
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import PADDING, Codes
 from .filters import draw
 from .pictures import PicturePipeline
-
-#: What a pipeline folder holds, besides ``model_index.json``.
-PARTS = ("tokenizer", "model")
 
 #: The lowest temperature that codes are drawn with, that of the last step.
 _COLDEST = 1e-3
@@ -145,6 +139,9 @@ class ENATPipeline(PicturePipeline):
         ValueError: a network trained with another tokenizer.
     """
 
+    parts: ClassVar[Mapping[str, type[Any]]] = {"tokenizer": VisualTokenizer, "model": ENAT}
+    holds = "a model of masked generation"
+
     def __init__(self, tokenizer: VisualTokenizer, model: ENAT) -> None:
         super().__init__()
         model.check_tokenizer(tokenizer)
@@ -161,52 +158,17 @@ class ENATPipeline(PicturePipeline):
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], sampling: MaskedSampling | None = None
     ) -> Tensor:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
-        return self.tokenizer.decode(write_masked(self.model, [*map(self._wanted, prompts)], generators, sampling))
+        wanted = [self.model.conditions.wanted(prompt) for prompt in prompts]
+        return self.tokenizer.decode(write_masked(self.model, wanted, generators, sampling))
 
     def check_prompt(self, prompt: str) -> None:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
-        self.model.conditions([self._wanted(prompt)])
+        self.model.conditions.wanted(prompt)
 
     def rebuild(self, images: Tensor) -> Tensor:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
         tokenizer = self.tokenizer
         return tokenizer.decode(tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype)))
-
-    def untrained(self, seed: int = 0) -> Self:
-        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = ENAT(cast("ENATConfig", self.model.config), self.model.vocabulary)
-        torch.nn.Module.to(fresh, self.model.device, self.model.dtype)  # transformers leaves its own override untyped
-        return type(self)(self.tokenizer, fresh)
-
-    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write ``model_index.json``, ``tokenizer/`` and ``model/``, whole or not at all; the rest is diffusers'."""
-        with atomic_folder(Path(save_directory)) as folder:
-            super().save_pretrained(folder, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: parts of known classes, and no hub
-        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
-    ) -> Self:
-        """Load a pipeline folder, strictly.
-
-        Raises:
-            FileNotFoundError: no folder, or a part of it is missing.
-            ValueError: a damaged part, or a network beside another tokenizer than it was trained with.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        missing = [name for name in ("model_index.json", *PARTS) if not (folder / name).exists()]
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} should hold a model of masked generation but lacks {', '.join(missing)}; check the path or "
-                "train it"
-            )
-        tokenizer = VisualTokenizer.from_pretrained(folder / "tokenizer")
-        return cls(tokenizer, ENAT.from_pretrained(folder / "model"), **kwargs)
-
-    def _wanted(self, prompt: str) -> Wanted:
-        return int(prompt) if self.model.config.classes and prompt.isdecimal() else prompt
 
 
 class _Canvas:

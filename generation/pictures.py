@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL.Image import Image
 from torch import Tensor
 
+from ..data.files import atomic_folder
 from ..data.transforms import to_pil
 
 #: Seconds of work before a bar is shown.
@@ -22,6 +25,12 @@ Draw = Callable[[Sequence[str], Sequence[torch.Generator]], Tensor]
 
 class PicturePipeline(DiffusionPipeline):
     """Draws pictures; a subclass says how, in :meth:`draw`."""
+
+    #: Its parts in the order of its arguments, by the name of their folders, and what loads each; the model, which is
+    #: made from a configuration and a vocabulary, stands last.
+    parts: ClassVar[Mapping[str, type[Any]]]
+    #: What a folder of it is missed as.
+    holds: ClassVar[str]
 
     @abstractmethod
     def draw(self, prompts: Sequence[str], generators: Sequence[torch.Generator], sampling: Any) -> Tensor:
@@ -48,18 +57,48 @@ class PicturePipeline(DiffusionPipeline):
     def rebuild(self, images: Tensor) -> Tensor:
         """What encoding and decoding leaves of pictures ``[B, 3, H, W]`` in [-1, 1]: the best that it could draw."""
 
+    @property
     @abstractmethod
+    def sampling(self) -> Any:
+        """The settings that it draws with where nobody says otherwise, a dataclass."""
+
     def untrained(self, seed: int = 0) -> Self:
         """The same way to pixels with a model of the same shape that has learned nothing.
 
         Args:
             seed: of its weights.
         """
+        parts: list[Any] = [getattr(self, name) for name in self.parts]
+        *others, model = parts
+        build: Any = type(self)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = type(model)(model.config, model.vocabulary)
+        torch.nn.Module.to(fresh, model.device, model.dtype)  # transformers leaves its own override untyped
+        return build(*others, fresh)
 
-    @property
-    @abstractmethod
-    def sampling(self) -> Any:
-        """The settings that it draws with where nobody says otherwise, a dataclass."""
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write ``model_index.json`` and a folder for each part, whole or not at all; the rest is diffusers'."""
+        with atomic_folder(Path(save_directory)) as folder:
+            super().save_pretrained(folder, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: parts of known classes, and no hub
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Load a pipeline folder, strictly.
+
+        Raises:
+            FileNotFoundError: no folder, or a part of it is missing.
+            ValueError: a damaged part, or a model beside another part than it was trained with.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        missing = [name for name in ("model_index.json", *cls.parts) if not (folder / name).exists()]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} should hold {cls.holds} but lacks {', '.join(missing)}; check the path or train it"
+            )
+        return cls(*(kind.from_pretrained(folder / name) for name, kind in cls.parts.items()), **kwargs)
 
     @torch.inference_mode()
     def __call__(

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from os import PathLike
-from pathlib import Path
-from typing import Any, Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ..data.files import atomic_folder
 from ..data.transforms import to_pil
-from ..lm.config import SharedLMConfig
 from ..lm.model import SharedLM
 from ..lm.sequences import Rows
 from ..tokenizers.base import VisualTokenizer
@@ -24,9 +20,6 @@ from .pictures import PicturePipeline
 from .sampler import Condition, Progress, Watch, plan_of, sample_codes
 from .sampling import Sampling, model_sampling
 from .text import ANSWER, GREEDY, Normalize, TextSampling, choose, write_text
-
-#: What a pipeline folder holds, besides ``model_index.json``.
-PARTS = ("tokenizer", "lm")
 
 
 class TextToImagePipeline(PicturePipeline):
@@ -39,6 +32,9 @@ class TextToImagePipeline(PicturePipeline):
     Raises:
         ValueError: a language model trained with another tokenizer.
     """
+
+    parts: ClassVar[Mapping[str, type[Any]]] = {"tokenizer": VisualTokenizer, "lm": SharedLM}
+    holds = "a text-to-image model"
 
     def __init__(self, tokenizer: VisualTokenizer, lm: SharedLM) -> None:
         super().__init__()
@@ -184,14 +180,6 @@ class TextToImagePipeline(PicturePipeline):
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
         return self.tokenizer.decode(self.encode(images))
 
-    def untrained(self, seed: int = 0) -> Self:
-        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = SharedLM(cast("SharedLMConfig", self.lm.config), self.lm.vocabulary)
-        torch.nn.Module.to(fresh, self.lm.device)  # transformers leaves its own override untyped
-        return type(self)(self.tokenizer, fresh)
-
     @property
     def sampling(self) -> Sampling:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
@@ -297,27 +285,3 @@ class TextToImagePipeline(PicturePipeline):
 
     def _read(self, ids: Tensor) -> list[Tensor]:
         return [self.lm.layout.image(row) for row in ids.cpu()]
-
-    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write ``model_index.json``, ``tokenizer/`` and ``lm/``, whole or not at all; the rest is diffusers'."""
-        with atomic_folder(Path(save_directory)) as folder:
-            super().save_pretrained(folder, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: parts of known classes, and no hub
-        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
-    ) -> Self:
-        """Load a pipeline folder, strictly.
-
-        Raises:
-            FileNotFoundError: no folder, or a part of it is missing.
-            ValueError: a damaged part, or a language model beside another tokenizer than it was trained with.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        missing = [name for name in ("model_index.json", *PARTS) if not (folder / name).exists()]
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} should hold a text-to-image model but lacks {', '.join(missing)}; check the path or train it"
-            )
-        tokenizer = VisualTokenizer.from_pretrained(folder / "tokenizer")
-        return cls(tokenizer, SharedLM.from_pretrained(folder / "lm"), **kwargs)

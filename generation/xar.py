@@ -6,24 +6,19 @@ Knows nothing about pixels but what a latent space decodes. Every picture draws 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from os import PathLike
-from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from ..data.files import atomic_folder
 from ..lm.conditions import Wanted
-from ..lm.xar import XAR, XARConfig
+from ..lm.xar import XAR
 from .latents import LatentSpace
 from .pictures import PicturePipeline
 
-#: What a pipeline folder holds, besides ``model_index.json``.
-PARTS = ("latents", "xar")
 #: The last time before 0.
 LAST = 0.04
 
@@ -213,6 +208,9 @@ class XARPipeline(PicturePipeline):
         ValueError: a model of other latents.
     """
 
+    parts: ClassVar[Mapping[str, type[Any]]] = {"latents": LatentSpace, "xar": XAR}
+    holds = "an xAR model"
+
     def __init__(self, latents: LatentSpace, xar: XAR) -> None:
         super().__init__()
         xar.check_latents(latents.fingerprint(), latents.channels, latents.grid)
@@ -225,12 +223,12 @@ class XARPipeline(PicturePipeline):
     ) -> Tensor:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
         noise = DrawnNoise(generators, self.xar.entities.sizes, self.xar.config.channels)
-        wanted = [self.xar.wanted(prompt) for prompt in prompts]
+        wanted = [self.xar.condition.wanted(prompt) for prompt in prompts]
         return self.latents.decode(sample_latents(self.xar, wanted, noise, sampling))
 
     def check_prompt(self, prompt: str) -> None:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
-        self.xar.condition([self.xar.wanted(prompt)])
+        self.xar.condition.wanted(prompt)
 
     @property
     def sampling(self) -> XARSampling:
@@ -240,37 +238,6 @@ class XARPipeline(PicturePipeline):
     def rebuild(self, images: Tensor) -> Tensor:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
         return self.latents.decode(self.latents.encode(images.to(self.latents.device)))
-
-    def untrained(self, seed: int = 0) -> Self:
-        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = XAR(cast("XARConfig", self.xar.config), self.xar.vocabulary)
-        torch.nn.Module.to(fresh, self.xar.device, self.xar.dtype)  # transformers leaves its own override untyped
-        return type(self)(self.latents, fresh)
-
-    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write ``model_index.json``, ``latents/`` and ``xar/``, whole or not at all; the rest is diffusers'."""
-        with atomic_folder(Path(save_directory)) as folder:
-            super().save_pretrained(folder, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]: parts of known classes, and no hub
-        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
-    ) -> Self:
-        """Load a pipeline folder, strictly.
-
-        Raises:
-            FileNotFoundError: no folder, or a part of it is missing.
-            ValueError: a damaged part, or a model beside another latent space than it was trained on.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        missing = [name for name in ("model_index.json", *PARTS) if not (folder / name).exists()]
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} should hold an xAR model but lacks {', '.join(missing)}; check the path or train it"
-            )
-        return cls(LatentSpace.from_pretrained(folder / "latents"), XAR.from_pretrained(folder / "xar"), **kwargs)
 
 
 def _checked(noise: Tensor, shape: tuple[int, int, int]) -> Tensor:

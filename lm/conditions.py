@@ -25,6 +25,14 @@ class ConditionEncoder(nn.Module):
             ValueError: a condition of another kind, a class out of range, or words that the vocabulary lacks.
         """
 
+    @abstractmethod
+    def wanted(self, text: str | None) -> Wanted:
+        """What a text asks for: itself, or the class whose number it spells.
+
+        Raises:
+            ValueError: as :meth:`forward` does.
+        """
+
 
 class ClassEncoder(ConditionEncoder):
     """A row for each class and a last one for none, as in DiT (https://arxiv.org/abs/2212.09748).
@@ -41,13 +49,20 @@ class ClassEncoder(ConditionEncoder):
 
     def forward(self, wanted: Sequence[Wanted]) -> Tensor:
         """See :class:`ConditionEncoder`."""
-        for one in wanted:
-            if isinstance(one, str) or (one is not None and not 0 <= one < self.classes):
-                raise ValueError(
-                    f"this model draws classes in [0, {self.classes}), got {one!r}; pass a number of those"
-                )
-        numbers = [self.classes if one is None else one for one in wanted]
+        numbers = [self._number(one) for one in wanted]
         return self.table(torch.tensor(numbers, device=self.table.weight.device))
+
+    def wanted(self, text: str | None) -> Wanted:
+        """See :class:`ConditionEncoder`."""
+        if text is not None:
+            self._number(number := int(text) if text.isdecimal() else text)
+            return number
+        return None
+
+    def _number(self, one: Wanted) -> int:
+        if isinstance(one, str) or (one is not None and not 0 <= one < self.classes):
+            raise ValueError(f"this model draws classes in [0, {self.classes}), got {one!r}; pass a number of those")
+        return self.classes if one is None else one
 
 
 class SentenceEncoder(ConditionEncoder):
@@ -91,6 +106,11 @@ class SentenceEncoder(ConditionEncoder):
         states = self.layers(entered, src_key_padding_mask=absent).masked_fill(absent[..., None], 0)
         means = states.sum(1) / (~absent).sum(1, keepdim=True)
         return torch.where(given[:, None], means, self.nothing)
+
+    def wanted(self, text: str | None) -> Wanted:
+        """See :class:`ConditionEncoder`."""
+        self._ids(text)
+        return text
 
     def _ids(self, sentence: Wanted) -> list[int]:
         if sentence is None:

@@ -21,7 +21,7 @@ from .heads import CodeHead, code_head, default_head
 from .layout import SequenceLayout
 from .losses import BlockLoss, block_losses, merged
 from .ordering import causal
-from .packing import packed_block, packed_rows
+from .packing import packed, packed_rows
 from .positions import images, places
 from .saved import SavedModel
 from .sequences import CLASS, EXTRA, NONE, TEXT, VECTOR, Batch, Rows
@@ -317,12 +317,10 @@ class SharedLM(SavedModel):
         Raises:
             ValueError: a model on another device, or in another type than float32 and bfloat16.
         """
-        layers = self.eval().backbone.base_model.layers
-        for index, block in enumerate(layers):
-            layers[index] = packed_block(block)
+        packed(self.eval().backbone.base_model)
         self.packed = packed_rows(self.outputs, self.head)
         for part in () if self.directions is None else self.directions.beyond:
-            part.block, part.packed = packed_block(part.block), packed_rows(part.table, part.head)
+            part.block, part.packed = packed(part.block), packed_rows(part.table, part.head)
         return self
 
     def compile_blocks(self) -> Self:

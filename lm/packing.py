@@ -72,7 +72,7 @@ class PackedBlock(nn.Module):
     operations for the same sums. Its state is the plain block's.
 
     Args:
-        block: that :func:`pack` went through, see :meth:`fits`.
+        block: see :meth:`fits`.
     """
 
     @staticmethod
@@ -123,24 +123,11 @@ class PackedBlock(nn.Module):
 _BLOCKS = ("LlamaDecoderLayer", "Qwen2DecoderLayer", "MistralDecoderLayer")
 
 
-def packed_block(block: nn.Module) -> nn.Module:
-    """A block with its matrices packed: a :class:`PackedBlock` where it fits, otherwise the same one.
-
-    Args:
-        block: as :func:`pack` takes it.
-
-    Raises:
-        ValueError: as :func:`pack` does.
-    """
-    pack(block)
-    return PackedBlock(block) if PackedBlock.fits(block) else block
-
-
 def packed_rows(table: Table, head: CodeHead) -> Packed:
     """The output rows of every block of codes, packed; nothing where torch was built without oneDNN.
 
     Args:
-        table: output rows, see :func:`pack`.
+        table: output rows, see :func:`packed`.
         head: that chooses from the blocks.
     """
     if not torch.backends.mkldnn.is_available():
@@ -152,24 +139,23 @@ def _normed(norm: Any, states: Tensor) -> Tensor:
     return F.rms_norm(states, (states.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
-def pack(module: nn.Module) -> int:
-    """Replace every plain linear layer within a module, one by one, so that no two copies of all are kept.
+def packed(module: nn.Module) -> nn.Module:
+    """Replace every plain linear layer within a module, one by one, so that no two copies of all are kept, and blocks
+    that :class:`PackedBlock` fits.
 
     Args:
         module: in evaluation mode, on a CPU.
 
     Returns:
-        How many were replaced; 0 where torch was built without oneDNN.
+        The same module, or what stands for it. Unchanged where torch was built without oneDNN.
 
     Raises:
         ValueError: weights on another device or of another type.
     """
     if not torch.backends.mkldnn.is_available():
-        return 0
-    replaced = 0
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child.weight, child.bias))
-                replaced += 1
-    return replaced
+        return module
+    if type(module) is nn.Linear:
+        return PackedLinear(module.weight, module.bias)
+    for name, child in list(module.named_children()):
+        setattr(module, name, packed(child))
+    return PackedBlock(module) if PackedBlock.fits(module) else module

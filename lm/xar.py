@@ -176,12 +176,6 @@ class XAR(SavedModel):
                 "take the latent space it was trained on or train it again"
             )
 
-    def wanted(self, text: str | None) -> Wanted:
-        """What a text asks this model for: itself, or of a model of classes the number that it spells."""
-        if text is None or not self.config.classes or not text.isdecimal():
-            return text
-        return int(text)
-
     def forward(
         self, latents: Tensor, wanted: Sequence[Wanted], times: Tensor | None = None, noise: Tensor | None = None
     ) -> Flow:

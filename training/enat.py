@@ -221,12 +221,4 @@ class ENATTraining(TrainingModule):
         return {name: losses[part].mean() for name, part in self.model.spec.slices().items()}
 
     def _wanted(self, item: Item) -> Wanted:
-        text = item["caption"]
-        if text is not None and self.model.config.classes:
-            if not text.isdecimal():
-                raise ValueError(
-                    f"captions must be classes in [0, {self.model.config.classes}) here, got {text!r}; number them "
-                    "from 0"
-                )
-            return int(text)
-        return text
+        return self.model.conditions.wanted(item["caption"])

@@ -173,14 +173,7 @@ class XARTraining(TrainingModule):
             XARPipeline(self.latents, self.model).save_pretrained(Path(self.save_to))
 
     def _wanted(self, texts: list[str | None]) -> list[Wanted]:
-        if self.model.config.classes:
-            for text in texts:
-                if text is not None and not text.isdecimal():
-                    raise ValueError(
-                        f"captions must be classes in [0, {self.model.config.classes}) here, got {text!r}; "
-                        "number them from 0"
-                    )
-        return [self.model.wanted(text) for text in texts]
+        return [self.model.condition.wanted(text) for text in texts]
 
     def _pictures(self, pictures: PictureTexts) -> Iterator[Tensor]:
         for part in torch.arange(min(len(pictures), _MEASURED)).split(_TOGETHER):

@@ -61,13 +61,13 @@ def test_unlike_protocols_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_orders_may_differ_and_are_named(tmp_path):
+def test_orders_and_temperatures_may_differ_and_are_named(tmp_path):
     samplers = {
         "one": {"per_prompt": 1, "order": {"kind": "raster"}},
-        "two": {"per_prompt": 1, "order": {"kind": "masked"}},
+        "two": {"per_prompt": 1, "order": {"kind": "masked"}, "temperature": 1.0},
     }
     protocols = {name: replace(PROTOCOL, sampler=sampler) for name, sampler in samplers.items()}
     write_variants(tmp_path, "title", {name: [scored(name, 0.5, protocol)] for name, protocol in protocols.items()})
     found = json.loads((tmp_path / "variants.json").read_text())["protocol"]
-    assert found["extra"]["orders"] == {"one": {"kind": "raster"}, "two": {"kind": "masked"}}
+    assert found["extra"]["samplers"] == samplers
     assert found["sampler"] == {"per_prompt": 1}

@@ -26,6 +26,16 @@ def test_what_is_no_class_is_an_error(wanted):
         ClassEncoder(3, 4)([0, wanted])
 
 
+def test_what_a_text_asks_for():
+    assert [ClassEncoder(3, 4).wanted(text) for text in ("2", None)] == [2, None]
+    for wrong in ("3", "-1", "red"):
+        with pytest.raises(ValueError, match=rf"this model draws classes in \[0, 3\), got '?{wrong}'?; pass a number"):
+            ClassEncoder(3, 4).wanted(wrong)
+    assert [sentences().wanted(text) for text in ("red", None)] == ["red", None]
+    with pytest.raises(ValueError, match="zebra"):
+        sentences().wanted("zebra")
+
+
 def test_a_sentence_does_not_depend_on_its_neighbours():
     encoder = sentences()
     texts = ["a red circle above a blue square", "a circle", None, "a blue square"]

@@ -13,7 +13,7 @@ from smalti.generation.orders import Neighbouring, order_parts
 from smalti.generation.sampler import sample_codes
 from smalti.generation.sampling import Sampling
 from smalti.lm.model import SharedLM
-from smalti.lm.packing import PackedBlock, PackedLinear, pack
+from smalti.lm.packing import PackedBlock, PackedLinear, packed
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 
@@ -39,30 +39,27 @@ def drawn(lm: SharedLM) -> torch.Tensor:
 @pytest.mark.parametrize("bias", [True, False])
 def test_products_are_those_of_the_plain_layer(dtype, bias):
     plain = nn.Linear(24, 40, bias=bias).to(dtype)
-    packed = PackedLinear(plain.weight, plain.bias)
+    product = PackedLinear(plain.weight, plain.bias)
     for states in (torch.randn(1, 24), torch.randn(2, 3, 24), torch.randn(70, 24)):
         close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
-        torch.testing.assert_close(packed(states.to(dtype)), plain(states.to(dtype)), **close)
-    assert torch.equal(packed.weight, plain.weight)
+        torch.testing.assert_close(product(states.to(dtype)), plain(states.to(dtype)), **close)
+    assert torch.equal(product.weight, plain.weight)
 
 
 def test_the_state_is_that_of_the_plain_module():
     plain = nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 2, bias=False))
-    packed = deepcopy(plain)
-    assert pack(packed) == 2
-    before, after = plain.state_dict(), packed.state_dict()
+    found = packed(deepcopy(plain))
+    assert [type(part) for part in found] == [PackedLinear, nn.GELU, PackedLinear]
+    before, after = plain.state_dict(), found.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_product_is_added_to_what_there_is():
-    packed, states, onto = (
-        PackedLinear(torch.randn(40, 24), torch.randn(40)),
-        torch.randn(2, 3, 24),
-        torch.randn(2, 3, 40),
-    )
+    product = PackedLinear(torch.randn(40, 24), torch.randn(40))
+    states, onto = torch.randn(2, 3, 24), torch.randn(2, 3, 40)
     kept = onto.clone()
-    torch.testing.assert_close(packed(states, onto), packed(states) + kept)
+    torch.testing.assert_close(product(states, onto), product(states) + kept)
     assert torch.equal(onto, kept)
 
 
@@ -84,27 +81,37 @@ def test_a_packed_model_draws_the_same_and_is_saved_the_same(tmp_path, changed, 
             if name.endswith("bias"):
                 parameter.normal_()  # zero at first
             parameter.mul_(3)  # as large as what is trained
-    packed = deepcopy(lm).pack()
-    blocks = [*packed.backbone.base_model.layers, packed.directions.beyond[0].block]
+    fast = deepcopy(lm).pack()
+    blocks = [*fast.backbone.base_model.layers, fast.directions.beyond[0].block]
     assert [isinstance(block, PackedBlock) for block in blocks] == [lean] * 3
-    assert not any(type(module) is nn.Linear for module in packed.backbone.base_model.modules())
+    assert not any(type(module) is nn.Linear for module in fast.backbone.base_model.modules())
     steps = [lm.layout.class_to_image(1, torch.arange(12)[:, None], Neighbouring().plan(SPEC.layout).rows())]
     batch = lm.layout.collate(steps)
     with torch.no_grad():
-        torch.testing.assert_close(packed.directed(batch), lm.directed(batch), rtol=1e-5, atol=1e-5)
-    assert torch.equal(drawn(packed), drawn(lm))
-    packed.save_pretrained(tmp_path)
+        torch.testing.assert_close(fast.directed(batch), lm.directed(batch), rtol=1e-5, atol=1e-5)
+    assert torch.equal(drawn(fast), drawn(lm))
+    fast.save_pretrained(tmp_path)
     again = SharedLM.from_pretrained(tmp_path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in lm.state_dict().items())
 
 
+def test_a_backbone_of_another_kind_is_packed_where_it_has_linear_layers():
+    shape = {"model_type": "gpt_neox", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    lm = SharedLM.build(shape, Vocabulary(None), SPEC, "f00d", {"kind": "flat"}, classes=3).eval()
+    fast = deepcopy(lm).pack()
+    assert any(type(module) is PackedLinear for module in fast.backbone.base_model.modules())
+    assert torch.equal(drawn(fast), drawn(lm))
+
+
 def test_output_rows_of_every_direction_are_packed():
-    packed, seen = model().pack(), []
-    for _, table in packed.heads:
+    fast, seen = model().pack(), []
+    for _, table in fast.heads:
         (ids,) = table.packed
         assert torch.equal(table.packed[ids].weight, torch.cat(table.parts(ids)))
         table.packed[ids].register_forward_hook(lambda *_: seen.append(1))
-    drawn(packed)
+    drawn(fast)
     assert len(seen) == 2 * len(Neighbouring().plan(SPEC.layout).sizes)
 
 
@@ -124,12 +131,12 @@ def test_compiled_blocks_write_the_same_codes():
 
 
 def test_packed_weights_stay_where_they_are():
-    packed = model().pack()
-    packed.to(torch.float32)
+    fast = model().pack()
+    fast.to(torch.float32)
     with pytest.raises(
         RuntimeError, match=r"stay on the CPU in torch.float32, got torch.bfloat16 on cpu; load the model"
     ):
-        packed.to(torch.bfloat16)
+        fast.to(torch.bfloat16)
     with pytest.raises(
         ValueError, match=r"in float32 or bfloat16, got torch.float64 on cpu; move the model there first"
     ):
@@ -139,5 +146,5 @@ def test_packed_weights_stay_where_they_are():
 def test_without_onednn_nothing_is_packed(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     plain = nn.Sequential(nn.Linear(8, 4))
-    assert pack(plain) == 0
+    assert packed(plain) is plain
     assert type(plain[0]) is nn.Linear

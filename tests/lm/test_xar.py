@@ -148,12 +148,6 @@ def test_weights_of_other_entities_are_not_loaded(tmp_path):
         XAR.from_pretrained(tmp_path / "model")
 
 
-def test_what_a_text_asks_for():
-    assert [model().wanted(text) for text in ("3", "red", None)] == [3, "red", None]
-    words = Vocabulary.train(["3 red"])
-    assert XAR.build(words, **SIZES | {"entity": KINDS[0]}).wanted("3") == "3"
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

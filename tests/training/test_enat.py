@@ -248,5 +248,5 @@ def test_text_and_classes_exclude_each_other(folder):
 
 
 def test_captions_that_are_no_classes_are_an_error(folder):
-    with pytest.raises(ValueError, match=r"captions must be classes in \[0, 2\) here, got 'a red circle'; number them"):
+    with pytest.raises(ValueError, match=r"this model draws classes in \[0, 2\), got 'a red circle'; pass a number"):
         loss(module(folder, condition_dropout=0.0), batch(folder, "captioned"))
