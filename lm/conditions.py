@@ -140,3 +140,16 @@ def condition_encoder(vocabulary: Vocabulary, classes: int, width: int) -> Condi
         raise ValueError("a model draws for classes or for words, got 0 classes and no text; give one of the two")
     heads = next(heads for heads in (4, 3, 2, 1) if width % heads == 0)
     return SentenceEncoder(vocabulary, width, heads=heads)
+
+
+def check_one_kind(vocabulary: Vocabulary | None, classes: int) -> None:
+    """Raise unless a model has either words or classes to learn from.
+
+    Raises:
+        ValueError: both, or neither.
+    """
+    if (vocabulary is None) != (classes > 0):
+        raise ValueError(
+            f"a model learns from text or from classes, got {'no' if vocabulary is None else 'a'} vocabulary and "
+            f"{classes} classes; give one of the two"
+        )

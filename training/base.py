@@ -12,6 +12,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ class TrainingModule(LightningModule):
         guard: patience with steps that are not finite.
         seed: of all that training draws, except the order of the data.
     """
+
+    save_to: str | None = None  #: folder that receives what was trained when training ends
 
     def __init__(self, optimizer: OptimizerSettings = OPTIMIZER, guard: GuardSettings = GUARD, seed: int = 0) -> None:
         super().__init__()
@@ -103,11 +106,19 @@ class TrainingModule(LightningModule):
         self._ended = True
 
     def on_fit_end(self) -> None:
-        """Put averaged weights in place where a resumed run had no step left: Lightning then leaves that out."""
+        """Write what was trained to ``save_to``, once.
+
+        Averaged weights are put in place before, where a resumed run had no step left: Lightning then leaves that out.
+        """
         trainer: Any = self.trainer
         for callback in () if self._ended else trainer.callbacks:
             if isinstance(callback, WeightAveraging):
                 callback.on_train_end(trainer, self)
+        if self.save_to is not None and trainer.is_global_zero:
+            self.save(Path(self.save_to))
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained to a folder, whole or not at all; nothing by default."""
 
     def on_train_start(self) -> None:
         """Take the first snapshot."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ..generation.enat import ENATPipeline, MaskedSampling
-from ..lm.conditions import Wanted
+from ..lm.conditions import Wanted, check_one_kind
 from ..lm.enat import ENAT, Pass, rows_at
 from ..lm.vocabulary import Vocabulary
 from .base import TrainingModule
@@ -102,11 +102,7 @@ class ENATTraining(TrainingModule):
         for name, share, usual in shares:
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {share}; {usual} is usual")
-        if (vocabulary is None) != (classes > 0):
-            raise ValueError(
-                f"a model learns from text or from classes, got {'no' if vocabulary is None else 'a'} vocabulary and "
-                f"{classes} classes; give one of the two"
-            )
+        check_one_kind(vocabulary, classes)
         coded = saved_tokenizer(tokenizer)
         self._tokenizer = [coded]  # in a list: not part of the checkpoint
         self.label_smoothing, self.reuse, self.condition_dropout = label_smoothing, reuse, condition_dropout
@@ -180,14 +176,11 @@ class ENATTraining(TrainingModule):
             for mean, weight in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(weight, 1 - decay)
 
-    def on_fit_end(self) -> None:
-        """Write tokenizer and averaged model to ``save_to``, once."""
-        super().on_fit_end()
-        if self.save_to is None or not self.trainer.is_global_zero:
-            return
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and averaged model."""
         self.averaged.eval()
         with rounded(self.averaged, self.save_dtype):
-            ENATPipeline(self._tokenizer[0], self.averaged).save_pretrained(Path(self.save_to))
+            ENATPipeline(self._tokenizer[0], self.averaged).save_pretrained(folder)
 
     def _losses(
         self, model: ENAT, batch: list[Item], wanted: Sequence[Wanted], smoothing: float, *, reuse: bool

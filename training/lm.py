@@ -19,6 +19,7 @@ from ..generation.orders import Order, Raster, order_parts
 from ..generation.pipeline import TextToImagePipeline
 from ..generation.sampling import Sampling
 from ..generation.text import ANSWER, write_text
+from ..lm.conditions import check_one_kind
 from ..lm.embedding import CodebookEmbedding
 from ..lm.model import SharedLM
 from ..lm.plans import Plan, PlanRows
@@ -156,11 +157,7 @@ class LanguageModelTraining(TrainingModule):
         for name, share, usual in shares:
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {share}; {usual} is usual")
-        if (vocabulary is None) != (classes > 0):
-            raise ValueError(
-                f"a model learns from text or from classes, got {'no' if vocabulary is None else 'a'} vocabulary and "
-                f"{classes} classes; give one of the two"
-            )
+        check_one_kind(vocabulary, classes)
         coded = saved_tokenizer(tokenizer)
         self.order = order or Raster()
         self.order.check(coded.spec)
@@ -266,20 +263,17 @@ class LanguageModelTraining(TrainingModule):
         super().on_load_checkpoint(checkpoint)
         self._before = checkpoint.get("reconstruction_before")
 
-    def on_fit_end(self) -> None:
-        """Write tokenizer and model to ``save_to``, once, and beside them what tuning did to reconstruction."""
-        super().on_fit_end()
-        if self.save_to is None or not self.trainer.is_global_zero:
-            return
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and model, and beside them what tuning did to reconstruction."""
         tokenizer = self.coder.tokenizer.eval()
         if self.coder.tuned is not None:
             self._follow_tokenizer()
             self.model.config.tokenizer_fingerprint = tokenizer.fingerprint()
         with rounded(tokenizer, self._tokenizer_dtype()), rounded(self.model, self.save_dtype):
-            TextToImagePipeline(tokenizer, self.model).save_pretrained(Path(self.save_to))
+            TextToImagePipeline(tokenizer, self.model).save_pretrained(folder)
         if self.coder.tuned is not None:
             told = {"psnr_before": self._before, "psnr_after": self._reconstruction()}
-            with atomic_file(Path(self.save_to) / "tuning.json") as file:
+            with atomic_file(folder / "tuning.json") as file:
                 file.write_text(json.dumps(told, indent=2))
 
     def _follow_tokenizer(self) -> None:

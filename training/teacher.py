@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,12 +101,10 @@ class TeacherTraining(TrainingModule):
         found = {"val/loss": sigmoid_loss(logits, pairs), "val/retrieval": retrieval(logits, pairs)}
         self.log_dict(found, batch_size=len(logits), sync_dist=True, prog_bar=True)
 
-    def on_fit_end(self) -> None:
-        """Write the SigLIP checkpoint; also where a resumed run had no step left."""
-        super().on_fit_end()
-        if self.save_to is not None and self.trainer.is_global_zero:
-            with atomic_folder(self.save_to) as folder:
-                self.model.save_pretrained(folder)
+    def save(self, folder: Path) -> None:
+        """Write the SigLIP checkpoint."""
+        with atomic_folder(folder) as unfinished:
+            self.model.save_pretrained(unfinished)
 
     def text_ids(self, captions: list[str]) -> Tensor:
         """Ids ``[B, text_length]`` int64 of captions, padded on the right.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -144,12 +145,10 @@ class TokenizerTraining(TrainingModule):
         self.log_dict({f"val/{name}": value for name, value in self.validation_usage.compute().items()})
         self.validation_usage.reset()
 
-    def on_fit_end(self) -> None:
-        """Write the tokenizer; also where a resumed run had no step left."""
-        super().on_fit_end()
-        if self.save_to is not None and self.trainer.is_global_zero:
-            with rounded(self.tokenizer, self.save_dtype):
-                self.tokenizer.save_pretrained(self.save_to)
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        with rounded(self.tokenizer, self.save_dtype):
+            self.tokenizer.save_pretrained(folder)
 
     def _targets(self, images: Tensor) -> dict[str, Tensor]:
         if self._teacher is None:

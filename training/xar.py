@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..generation.latents import LatentSpace
 from ..generation.xar import XARPipeline, XARSampling
-from ..lm.conditions import Wanted
+from ..lm.conditions import Wanted, check_one_kind
 from ..lm.vocabulary import Vocabulary
 from ..lm.xar import XAR
 from .base import TrainingModule
@@ -81,11 +81,7 @@ class XARTraining(TrainingModule):
         super().__init__(optimizer, guard, seed)
         if not 0 <= condition_dropout <= 1:
             raise ValueError(f"condition_dropout must lie in [0, 1], got {condition_dropout}; 0.1 is usual")
-        if (vocabulary is None) != (classes > 0):
-            raise ValueError(
-                f"a model learns from text or from classes, got {'no' if vocabulary is None else 'a'} vocabulary and "
-                f"{classes} classes; give one of the two"
-            )
+        check_one_kind(vocabulary, classes)
         self._latents = [latents]  # in a list: not part of the checkpoint
         self.condition_dropout, self.save_to = condition_dropout, save_to
         self.save_dtype: SaveDtype = save_dtype
@@ -163,14 +159,11 @@ class XARTraining(TrainingModule):
         super().on_load_checkpoint(checkpoint)
         self._numbers = checkpoint.get("latents")
 
-    def on_fit_end(self) -> None:
-        """Write latent space and model to ``save_to``, once."""
-        super().on_fit_end()
-        if self.save_to is None or not self.trainer.is_global_zero:
-            return
+    def save(self, folder: Path) -> None:
+        """Write latent space and model."""
         self.model.config.tokenizer_fingerprint = self.latents.fingerprint()
         with rounded(self.model, self.save_dtype):
-            XARPipeline(self.latents, self.model).save_pretrained(Path(self.save_to))
+            XARPipeline(self.latents, self.model).save_pretrained(folder)
 
     def _wanted(self, texts: list[str | None]) -> list[Wanted]:
         return [self.model.condition.wanted(text) for text in texts]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from smalti.data.scene_prompts import prompts
 from smalti.data.scene_world import World, held_out_facts
-from smalti.eval.suite import NewScenes, SuiteSettings, spread
+from smalti.eval.suite import Evidence, NewScenes, SuiteSettings, spread
 
 SIDE = {"small": 30, "full": 64}
 
@@ -57,3 +59,9 @@ def test_both_kinds_of_scenes_are_there_however_few():
 def test_spread_covers_the_range():
     assert spread(10, 4) == [0, 3, 6, 9]
     assert spread(3, 12) == [0, 1, 2]
+
+
+def test_pictures_are_kept_however_they_lie_in_memory(tmp_path):  # those that a GPU decoded lie channel by channel
+    pictures = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 3, 4, 5).transpose(0, 2, 3, 1)
+    Evidence(pictures, pictures, pictures, [], [], [], {}).save(tmp_path)
+    assert all(np.array_equal(kept, pictures) for kept in load_file(tmp_path / "evidence.safetensors").values())

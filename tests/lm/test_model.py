@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from smalti.generation.orders import Masked, order_parts
 from smalti.lm.config import SharedLMConfig
 from smalti.lm.layout import SequenceLayout
 from smalti.lm.model import SharedLM
@@ -44,6 +45,20 @@ def batch(lm: SharedLM) -> Batch:
     written = lm.layout.text_to_image("a red circle", ids[0])
     read = lm.layout.image_to_text(ids[1], "a circle", [("how many ?", "two")])
     return lm.layout.collate([written, read])
+
+
+def test_queries_are_as_large_as_states_and_told_apart_by_their_places():
+    rows = Masked(2).plan(SPEC.layout, torch.Generator().manual_seed(0)).rows()
+    lm = model(head={"kind": "depth"}, **order_parts(Masked(2), SPEC))
+    found = lm.layout.collate([lm.layout.text_to_image("a", torch.zeros(4, 3, dtype=torch.int64), rows=rows)])
+    with torch.no_grad():
+        embedded, asked = lm.embed(found), found.ordering.asked
+        torch.testing.assert_close(embedded[asked].square().mean(-1), torch.ones(4))
+        assert float(embedded[~asked].square().mean()) < 0.01
+        wanted = lm.queries.weight[0] + lm.positions(found.slots)[asked]
+        torch.testing.assert_close(
+            embedded[asked] / wanted, (1 / wanted.square().mean(-1).sqrt())[:, None].expand(4, 16)
+        )
 
 
 @pytest.mark.parametrize("kind", list(BACKBONES))
