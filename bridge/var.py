@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..generation.var import guided, write_scales
-from ..lm.var import VAR, VARQuantizer, scale_slices
+from ..lm.var import VAR, scale_slices
+from ..tokenizers.blended import VARQuantizer
 from ..tokenizers.codes import CodeLayout, CodeSpec
 from ..tokenizers.learned import GradientQuantizer
 from .golden import Golden

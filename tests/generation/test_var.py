@@ -5,7 +5,8 @@ import torch
 
 from smalti.generation.pictures import seeded
 from smalti.generation.var import ScaleSession, guided, write_scales
-from smalti.lm.var import VAR, VARQuantizer, scale_slices
+from smalti.lm.var import VAR, scale_slices
+from smalti.tokenizers.blended import VARQuantizer
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
 from smalti.tokenizers.learned import GradientQuantizer
 
