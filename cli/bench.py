@@ -72,8 +72,8 @@ def bench_recipe(what: str, path: str | Path, folder: str | Path | None = None) 
             all share (``model``, ``data``, ``trainer``), and ``families``, for each name the arguments of
             :class:`~smalti.training.tokenizer.TokenizerTraining` that are its own, ``tokenizer`` among them. Variants
             have ``lm``, likewise, ``variants``, for each name the arguments of
-            :class:`~smalti.training.lm.LanguageModelTraining` that are its own, under ``data`` those of the data and
-            under ``score`` how it is scored, and ``seeds`` to train each with.
+            :class:`~smalti.training.lm.LanguageModelTraining` that are its own and under ``data`` those of the data,
+            and ``seeds`` to train each with.
         folder: where to write instead of the folder that the file names.
 
     Raises:
@@ -237,13 +237,13 @@ def _variants(path: str, data: Mapping[str, Any]) -> list[Stage]:
             model = f"{name}-{seed}"
             fixed = {"seed": seed, "save_to": f"${{{model}}}/model"}
             given = dict(own or {})
-            stored, other, drawn = dict(shared["data"]), given.pop("data", {}), given.pop("score", {})
+            stored, other = dict(shared["data"]), given.pop("data", {})
             if other:
                 stored["init_args"] = {**stored.get("init_args", {}), **other}
             arguments = _joined(f"variants.{name}", {**shared["model"], **given}, fixed)
             fit = {**shared, "model": {"class_path": "LanguageModelTraining", "init_args": arguments}, "data": stored}
             stages.append(Stage(model, "fit", fit))
-            scored = {"model": f"${{{model}}}/model", "settings": {**data["score"], **drawn}}
+            scored = {"model": f"${{{model}}}/model", "settings": data["score"]}
             stages.append(Stage(f"{model}-scores", "score", scored))
     return stages
 
