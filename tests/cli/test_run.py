@@ -273,6 +273,14 @@ def test_list_before_the_first_run_writes_nothing(recipe, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_stage_alone(recipe, tmp_path, fails, capsys):
+    assert carry_out(tmp_path, recipe, "--only", "vocabulary") == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["vocabulary"]
+    assert states(tmp_path, recipe, capsys)["vocabulary"] == "finished, is skipped"
+    line = fails("run", str(tmp_path / "recipe.yaml"), "--folder", str(tmp_path / "run"), "--only", "encode")
+    assert line.startswith("error: only stages of the recipe can run, got encode; there are vocabulary, ")
+
+
 def test_a_full_disk_is_one_line_and_keeps_the_scores_that_were_there(copied, recipe, monkeypatch, capsys):
     before = (copied / "run" / "scores.json").read_bytes()
     write = Path.write_text
