@@ -18,7 +18,7 @@ from ..lm.sequences import TEXT, Picture, Rows, Words
 from ..tokenizers.codes import PADDING, Codes
 from .filters import draw
 from .orders import Order
-from .sampler import Chances, ImageWriter, Progress, Watch, model_order
+from .sampler import Chances, ImageWriter, Watch, model_order
 from .sampling import Sampling, model_sampling
 from .session import Session
 from .text import GREEDY, TextSampling
@@ -141,16 +141,10 @@ class _DocumentWriter:
         """Write one picture behind ``<image>``, and close it."""
         self._tell()
         chances = Chances.of(self.model, self.order, [self.generator])
-        passes = len(chances.plan.sizes)
-        if any(scale != 1 for scale in self.images.scales(passes)):
+        if any(scale != 1 for scale in self.images.scales(len(chances.plan.sizes))):
             self.session.beside(self.model.layout.prompt(None))
         writer = ImageWriter(self.session, chances, self.images)
-        for step in range(passes):
-            if not writer.write(step):
-                break
-            if self.progress is not None:
-                self.progress(Progress(step + 1, passes, writer.codes.clone()))
-        self.found.append(Codes.full(writer.codes, self.model.spec))
+        self.found.append(Codes.full(writer.write_all(self.progress), self.model.spec))
         self._close(writer)
 
     def finished(self) -> list[str | Codes]:

@@ -98,7 +98,7 @@ def sample_codes(
     drawn = Chances.of(model, order, [generator for generator in generators for _ in range(sampling.candidates)])
     double = any(scale != 1 for scale in sampling.scales(len(drawn.plan.sizes)))
     session = Session(model, _prompts(model, repeated, double), drawn.plan.count, drawn.plan.extras)
-    codes = Codes.full(write_image(session, drawn, sampling, progress), model.spec)
+    codes = Codes.full(ImageWriter(session, drawn, sampling).write_all(progress), model.spec)
     if sampling.candidates == 1:
         return codes
     return codes[_most_readable(model, repeated, codes.ids, sampling.candidates)]
@@ -131,34 +131,13 @@ class Chances:
         return cls(plans[0], positions, torch.stack(uniforms).to(model.device), noise)
 
 
-def write_image(session: Session, chances: Chances, sampling: Sampling, progress: Watch | None = None) -> Tensor:
-    """Write one image behind the prompts of a session.
+class ImageWriter:
+    """Writes an image behind each prompt of a session, pass by pass.
 
     Args:
         session: of B prompts, or of twice as many where sampling guides, those of nothing behind the others.
         chances: of B images.
         sampling: how ids are drawn.
-        progress: called after every pass.
-
-    Returns:
-        Ids ``[B, N, D]`` int64, -1 past the end of dynamic codes.
-    """
-    writer = ImageWriter(session, chances, sampling)
-    for step in range(len(chances.plan.sizes)):
-        if not writer.write(step):
-            break
-        if progress is not None:
-            progress(Progress(step + 1, len(chances.plan.sizes), writer.codes.clone()))
-    return writer.codes
-
-
-class ImageWriter:
-    """Writes the images of a batch, pass by pass.
-
-    Args:
-        session: see :func:`write_image`.
-        chances: see :func:`write_image`.
-        sampling: see :func:`write_image`.
     """
 
     def __init__(self, session: Session, chances: Chances, sampling: Sampling) -> None:
@@ -182,6 +161,23 @@ class ImageWriter:
         """Ids ``[B, N, D]`` so far, -1 elsewhere."""
         spec = self.model.spec
         return self.ids.view(self.count, spec.positions, spec.depth)
+
+    def write_all(self, progress: Watch | None = None) -> Tensor:
+        """All passes.
+
+        Args:
+            progress: called after every pass.
+
+        Returns:
+            Ids ``[B, N, D]`` int64, -1 past the end of dynamic codes.
+        """
+        passes = len(self.plan.sizes)
+        for step in range(passes):
+            if not self.write(step):
+                break
+            if progress is not None:
+                progress(Progress(step + 1, passes, self.codes.clone()))
+        return self.codes
 
     def write(self, step: int) -> bool:
         """One pass; false once all images have ended."""
