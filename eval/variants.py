@@ -96,8 +96,8 @@ def _table(runs: Mapping[str, Sequence[Scored]]) -> Table:
         cells = [variant, str(len(scored))]
         for _, number, shape in COLUMNS:
             values = [run.numbers[number] for run in scored]
-            spread = stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{shape.format(fmean(values))} ± {shape.format(spread)}")
+            spread = f" ± {shape.format(stdev(values))}" if len(values) > 1 else ""
+            cells.append(f"{shape.format(fmean(values))}{spread}")
         lines.append(cells)
     return Table(
         ["variant", "seeds", *(title for title, _, _ in COLUMNS)], lines, frozenset(range(1, 2 + len(COLUMNS)))

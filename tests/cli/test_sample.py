@@ -16,6 +16,7 @@ from smalti.data.transforms import to_pil
 from smalti.generation.folders import load_pictures
 from smalti.generation.orders import Masked, Random
 from smalti.generation.pipeline import TextToImagePipeline
+from smalti.lm.model import SharedLM
 
 RED, BLUE = "a red circle", "a blue square"
 
@@ -159,6 +160,14 @@ def test_a_model_may_draw_in_half_precision(asking, tmp_path, answers, dtype):
     answers("sample", RED, "--model", asking, "--out", tmp_path / "plain.png", "--dtype", "float32")
     answers("sample", RED, "--model", asking, "--out", tmp_path / "own.png")
     assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "own.png").read_bytes()
+
+
+@pytest.mark.parametrize(("dtype", "packs"), [("float32", True), ("bfloat16", True), ("float16", False)])
+def test_on_a_cpu_weights_are_laid_out_for_few_rows(model, tmp_path, answers, monkeypatch, dtype, packs):
+    packed, pack = [], SharedLM.pack
+    monkeypatch.setattr(SharedLM, "pack", lambda lm: packed.append(lm.dtype) or pack(lm))
+    answers("sample", RED, "--model", model, "--out", tmp_path / "out.png", "--dtype", dtype)
+    assert packed == [getattr(torch, dtype)] * packs
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
