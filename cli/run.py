@@ -45,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which stages to run, of a recipe or of what stands for one."""
-    parser.add_argument("--list", action="store_true", help="show the stages and which of them would run; run none")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--list", action="store_true", help="show the stages and which of them would run; run none")
     told = "run these alone; processes or machines that share the folder can each take some"
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help=told)
+    group.add_argument("--only", nargs="+", metavar="STAGE", help=told)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +82,7 @@ def carry_out(
         run_recipe(recipe, actions, say, checks, only)
     except (KeyboardInterrupt, InterruptedRunError) as error:
         raise InterruptedRunError("interrupted; the same command continues") from error
-    say(f"finished: {recipe.folder}")
+    say(f"finished: {recipe.folder if only is None else ', '.join(only)}")
 
 
 def list_stages(recipe: Recipe, actions: Mapping[str, Action], checks: Mapping[str, Action]) -> int:

@@ -262,10 +262,11 @@ def _prepare(pipeline: PicturePipeline, dtype: str | None) -> None:
     from ..lm.model import SharedLM
     from ..lm.saved import SavedModel
 
+    packable = (torch.float32, torch.bfloat16)
     for part in pipeline.components.values():
         if dtype is not None and isinstance(part, SavedModel):
             torch.nn.Module.to(part, getattr(torch, dtype))  # transformers leaves its own override untyped
-        if isinstance(part, SharedLM) and part.device.type == "cpu" and part.dtype != torch.float16:
+        if isinstance(part, SharedLM) and part.device.type == "cpu" and part.dtype in packable:
             part.pack()
 
 

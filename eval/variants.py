@@ -41,7 +41,7 @@ def write_variants(
     Args:
         folder: of the files.
         title: of the page.
-        runs: by variant, one for each seed, all scored alike.
+        runs: by variant, one for each seed, all scored alike; variants may differ in how they draw.
         how: what else the protocol says.
 
     Returns:
@@ -79,6 +79,8 @@ def write_variants(
 def _however_drawn(runs: Mapping[str, Sequence[Scored]]) -> tuple[list[Scored], dict[str, object]]:
     """All runs; where variants differ in how they draw, with protocols that leave that to be said once for each."""
     every = [run for scored in runs.values() for run in scored]
+    for scored in runs.values():
+        shared_protocol(scored, "one variant", {})
     samplers = {variant: scored[0].result.protocol.sampler for variant, scored in runs.items()}
     if len({str(sampler) for sampler in samplers.values()}) == 1:
         return every, {}

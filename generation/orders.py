@@ -214,8 +214,8 @@ class Random(Order):
 
 
 class Masked(Order):
-    """All that is missing is asked for at once and what is surest is kept, pass after pass (MaskGIT,
-    https://arxiv.org/abs/2202.04200).
+    """All that is missing is asked for at once and what is surest is kept, pass after pass (after MaskGIT,
+    https://arxiv.org/abs/2202.04200). Queries do not see each other, unlike there.
 
     Args:
         passes: number of passes; a cosine says how many positions each keeps, few at first.

@@ -10,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ..data.transforms import to_pil
+from ..lm.conditions import class_number
 from ..lm.model import SharedLM
 from ..lm.sequences import Rows
 from ..tokenizers.base import VisualTokenizer
@@ -279,9 +280,7 @@ class TextToImagePipeline(PicturePipeline):
         if not classes:
             self.lm.vocabulary.encode(prompt)
             return prompt
-        if not prompt.isdecimal() or int(prompt) >= classes:
-            raise ValueError(f"this model draws classes in [0, {classes}), got {prompt!r}; prompt it with a number")
-        return int(prompt)
+        return class_number(prompt, classes)
 
     def _read(self, ids: Tensor) -> list[Tensor]:
         return [self.lm.layout.image(row) for row in ids.cpu()]

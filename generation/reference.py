@@ -106,7 +106,9 @@ class PlainImage:
         return torch.tensor(rows, device=self.positions.device)
 
     def read(self, step: int, wanted: Tensor) -> None:
-        """One pass: the prompt, or what the pass before wrote; extras; and queries, which no later pass sees."""
+        """One pass: the prompt, or what the pass before wrote; extras; and queries, which no later pass sees, nor any
+        other query where all that is missing is asked for.
+        """
         known = self.slots[: self.first].expand(len(self.rows), -1) if step == 0 else self._inputs(step)
         asked = self._both(wanted + self.first)[:, : 0 if self.plan.asks == "nothing" else None]
         at, row = torch.cat([known, asked], dim=1), torch.arange(len(self.rows), device=known.device)[:, None]

@@ -183,10 +183,9 @@ class ImageWriter:
         """One pass; false once all images have ended."""
         if step == self.guided_until and step:
             self.session.keep(self.count)
-        left = self._left(step)
         asks = self.plan.asks
         start, end = self.plan.starts[step : step + 2]
-        wanted = left if asks == "rest" else self.positions[:, start:end]
+        wanted = self._left(step) if asks == "rest" else self.positions[:, start:end]
         queries = None if asks == "nothing" else wanted
         reading = self._rows(step), self._twice(step, queries), self._present(step)
         states = self.session.read(*reading, apart=asks == "rest")
@@ -199,8 +198,6 @@ class ImageWriter:
     def _left(self, step: int) -> Tensor:
         """``[B, r]`` positions that are not written before a pass, in their order."""
         start = self.plan.starts[step]
-        if self.plan.asks != "rest":
-            return self.positions[:, start:]
         written = torch.zeros(self.count, self.plan.count, dtype=torch.bool, device=self.positions.device)
         written.scatter_(1, self.positions[:, :start], True)
         return written.int().argsort(dim=1, stable=True)[:, : self.plan.count - start]

@@ -113,7 +113,7 @@ class Session:
 
         Args:
             rows: ``[B, R, W + 1]`` of codes and extras, which see each other.
-            queries: ``[B, Q]`` slots that are asked for.
+            queries: ``[B, Q]`` slots that are asked for; they see each other unless ``apart``.
             present: ``[B]`` bool, false for sequences that have ended; all go on by default.
             apart: whether queries see no other query.
 

@@ -54,15 +54,10 @@ class ClassEncoder(ConditionEncoder):
 
     def wanted(self, text: str | None) -> Wanted:
         """See :class:`ConditionEncoder`."""
-        if text is not None:
-            self._number(number := int(text) if text.isdecimal() else text)
-            return number
-        return None
+        return None if text is None else class_number(text, self.classes)
 
     def _number(self, one: Wanted) -> int:
-        if isinstance(one, str) or (one is not None and not 0 <= one < self.classes):
-            raise ValueError(f"this model draws classes in [0, {self.classes}), got {one!r}; pass a number of those")
-        return self.classes if one is None else one
+        return self.classes if one is None else class_number(one, self.classes)
 
 
 class SentenceEncoder(ConditionEncoder):
@@ -153,3 +148,15 @@ def check_one_kind(vocabulary: Vocabulary | None, classes: int) -> None:
             f"a model learns from text or from classes, got {'no' if vocabulary is None else 'a'} vocabulary and "
             f"{classes} classes; give one of the two"
         )
+
+
+def class_number(wanted: Wanted, classes: int) -> int:
+    """The class that a number is, or a text spells.
+
+    Raises:
+        ValueError: no class in ``[0, classes)``.
+    """
+    number = int(wanted) if isinstance(wanted, str) and wanted.isdecimal() else wanted
+    if not isinstance(number, int) or not 0 <= number < classes:
+        raise ValueError(f"this model draws classes in [0, {classes}), got {wanted!r}; pass a number of those")
+    return number

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from ..tokenizers.codes import CodeSpec
 from .heads import CodeHead, code_head
+from .packing import PackedRows
 from .positions import plain_rotary
-from .tables import Packed, Table
+from .tables import Table
 from .vocabulary import Vocabulary
 
 
@@ -53,12 +54,12 @@ class Direction(nn.Module):
         self.block, self.norm, self.head = block, norm, head
         self.rows = nn.Parameter(rows)
         self.start = start
-        self.packed: Packed = {}
+        self.packed: PackedRows | None = None
 
     @property
     def table(self) -> Table:
         """Its output rows by id."""
-        return Table(self.rows, start=self.start, packed=self.packed)
+        return Table(self.rows, start=self.start, packed=None if self.packed is None else self.packed.products)
 
 
 class Directions(nn.Module):

@@ -198,7 +198,9 @@ class DepthHead(CodeHead):
         codes = before.cumsum(1) if self.summed else before
         entered = torch.cat([self.enter_state(hidden)[:, None], self.enter_code(codes)], dim=1)
         rows, length = entered.shape[:2]
-        entered = entered if rows else F.pad(entered, (0, 0, 0, 0, 0, 1))  # attention on a GPU fails without any row
+        entered = (
+            entered if rows else F.pad(entered, (0, 0, 0, 0, 0, 1))
+        )  # on CUDA, attention to no rows returns nothing
         mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
         states = self.layers(entered + self.column.weight[:length], mask=mask, is_causal=True)[:rows]
         return self.leave(states) if self.classifiers is None else states

@@ -21,11 +21,11 @@ from .heads import CodeHead, code_head, default_head
 from .layout import SequenceLayout
 from .losses import BlockLoss, block_losses, merged
 from .ordering import causal
-from .packing import packed, packed_rows
+from .packing import PackedRows, packed
 from .positions import images, places
 from .saved import SavedModel
 from .sequences import CLASS, EXTRA, NONE, TEXT, VECTOR, Batch, Rows
-from .tables import Packed, Table
+from .tables import Table
 from .vocabulary import Vocabulary
 
 
@@ -86,7 +86,7 @@ class SharedLM(SavedModel):
         self.queries = nn.Embedding(config.queries, width) if config.queries else None
         more = config.directions - 1
         self.directions = Directions(more, self.backbone, config.head, vocabulary, self.spec) if more else None
-        self.packed: Packed = {}
+        self.packed: PackedRows | None = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -162,14 +162,15 @@ class SharedLM(SavedModel):
             raise ValueError(
                 "this model reads codes by their ids, got vectors for them; build it with embedding kind codebook"
             )
-        placed = 0.0 if self.positions is None else self.positions(slots)
-        embedded = embedded + placed
+        placed = None if self.positions is None else self.positions(slots)
+        embedded = embedded if placed is None else embedded + placed
         if batch.ordering is not None and bool(batch.ordering.asked.any()):
             if self.queries is None:
                 raise ValueError(
                     "this model was built without queries, got steps that are asked for; build it with some"
                 )
-            queries = _of_unit_scale(self.queries.weight[0] + placed)
+            query = self.queries.weight[0]
+            queries = _of_unit_scale(query if placed is None else query + placed)
             embedded = torch.where(batch.ordering.asked[..., None], queries.to(embedded.dtype), embedded)
         return self._with_conditions(embedded, batch)
 
@@ -315,12 +316,14 @@ class SharedLM(SavedModel):
         The output rows of codes are kept as they were beside their packed copies.
 
         Raises:
-            ValueError: a model on another device, or in another type than float32 and bfloat16.
+            ValueError: a model on another device, in another type than float32 and bfloat16, or compiled.
         """
+        if any(module._compiled_call_impl is not None for module in self.modules()):
+            raise ValueError("compiled blocks cannot be packed, got a compiled model; load it again and do either")
         packed(self.eval().backbone.base_model)
-        self.packed = packed_rows(self.outputs, self.head)
+        self.packed = PackedRows(self.outputs, self.head)
         for part in () if self.directions is None else self.directions.beyond:
-            part.block, part.packed = packed(part.block), packed_rows(part.table, part.head)
+            part.block, part.packed = packed(part.block), PackedRows(part.table, part.head)
         return self
 
     def compile_blocks(self) -> Self:
@@ -334,7 +337,7 @@ class SharedLM(SavedModel):
         """
         blocks = [*self.backbone.base_model.layers]
         blocks += [] if self.directions is None else [part.block for part in self.directions.beyond]
-        if self.packed:
+        if self.packed is not None:
             raise ValueError("packed blocks cannot be compiled, got a packed model; load it again and do either")
         for block in blocks:
             for name in ("input_layernorm", "mlp", "post_attention_layernorm"):
@@ -363,7 +366,7 @@ class SharedLM(SavedModel):
         """Output rows of the V ids."""
         own = self.backbone.get_output_embeddings().weight
         pieces = (own, self.new_outputs) if self.config.new_rows else (own,)
-        return Table(*pieces, packed=self.packed)
+        return Table(*pieces, packed=None if self.packed is None else self.packed.products)
 
     def unconditional(self, condition: str | int | Tensor) -> Rows:
         """The prompt that stands for nothing, beside one of a condition: what guidance leads away from.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .attention import ATTENTION, attend
 from .heads import CodeHead
-from .tables import Packed, Table
+from .tables import Table
 
 
 class PackedLinear(nn.Module):
@@ -82,8 +82,8 @@ class PackedBlock(nn.Module):
             return False
         attention, mlp = block.self_attn, block.mlp
         parts = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        packed = (*parts, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        return attention.config._attn_implementation == ATTENTION and all(type(p) is PackedLinear for p in packed)
+        matrices = (*parts, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        return attention.config._attn_implementation == ATTENTION and all(type(m) is PackedLinear for m in matrices)
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -123,16 +123,28 @@ class PackedBlock(nn.Module):
 _BLOCKS = ("LlamaDecoderLayer", "Qwen2DecoderLayer", "MistralDecoderLayer")
 
 
-def packed_rows(table: Table, head: CodeHead) -> Packed:
-    """The output rows of every block of codes, packed; nothing where torch was built without oneDNN.
+class PackedRows(nn.Module):
+    """The output rows of the blocks of codes that a head classifies by, packed. They are copies: the state has none.
 
     Args:
-        table: output rows, see :func:`packed`.
+        table: output rows, on a CPU in float32 or bfloat16.
         head: that chooses from the blocks.
+
+    Raises:
+        ValueError: rows on another device or of another type.
     """
-    if not torch.backends.mkldnn.is_available():
-        return {}
-    return {ids: PackedLinear(torch.cat(table.parts(ids))) for ids in {block.ids for block in head.blocks}}
+
+    def __init__(self, table: Table, head: CodeHead) -> None:
+        super().__init__()
+        blocks = {block.ids for column, block in enumerate(head.blocks) if head.classifier(column) is None}
+        if not torch.backends.mkldnn.is_available():
+            blocks = set[range]()
+        self.products: dict[range, PackedLinear] = {ids: PackedLinear(torch.cat(table.parts(ids))) for ids in blocks}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedRows:
+        for product in self.products.values():
+            product._apply(fn, recurse)
+        return self
 
 
 def _normed(norm: Any, states: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ PROMPT = -1
 #: In ``sources``: no row; this direction does not predict the position.
 ABSENT = -2
 
-#: What a pass asks for by queries: nothing, the positions that it writes, or all that are not written yet, one by one.
+#: What a pass asks for by queries: nothing, the positions that it writes, or all that are missing, unseen by another.
 Asks = Literal["nothing", "step", "rest"]
 
 

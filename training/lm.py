@@ -19,7 +19,7 @@ from ..generation.orders import Order, Raster, order_parts
 from ..generation.pipeline import TextToImagePipeline
 from ..generation.sampling import Sampling
 from ..generation.text import ANSWER, write_text
-from ..lm.conditions import check_one_kind
+from ..lm.conditions import check_one_kind, class_number
 from ..lm.embedding import CodebookEmbedding
 from ..lm.model import SharedLM
 from ..lm.plans import Plan, PlanRows
@@ -313,10 +313,7 @@ class LanguageModelTraining(TrainingModule):
         return self._fixed.rows()
 
     def _class(self, item: Item) -> int:
-        text, classes = item["caption"], self.model.config.classes
-        if text is None or not text.isdecimal() or int(text) >= classes:
-            raise ValueError(f"captions must be classes in [0, {classes}) here, got {text!r}; number them from 0")
-        return int(text)
+        return class_number(item["caption"], self.model.config.classes)
 
     def _tokenizer_dtype(self) -> SaveDtype:
         """The precision that the tokenizer can be written in without becoming another one."""

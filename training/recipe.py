@@ -190,8 +190,8 @@ def run_recipe(
         actions: by the name under which stages ask for them.
         announce: told in one line what happens to each stage.
         checks: of the arguments of all stages, before the first one runs; see :func:`check_recipe`.
-        only: names of the stages to carry out, so that processes or machines that share a folder can take turns with
-            what does not depend on each other; what these read must be finished. All by default.
+        only: names of the stages to carry out, so that processes or machines that share a folder can share out what
+            does not depend on each other; what these read must be finished. All by default.
 
     Raises:
         ValueError: as :func:`check_recipe` does, a name that is no stage's, or one that reads what is not finished, and

@@ -166,7 +166,7 @@ def test_a_model_may_draw_in_half_precision(asking, tmp_path, answers, dtype):
 def test_on_a_cpu_weights_are_laid_out_for_few_rows(model, tmp_path, answers, monkeypatch, dtype, packs):
     packed, pack = [], SharedLM.pack
     monkeypatch.setattr(SharedLM, "pack", lambda lm: packed.append(lm.dtype) or pack(lm))
-    answers("sample", RED, "--model", model, "--out", tmp_path / "out.png", "--dtype", dtype)
+    answers("sample", RED, "--model", model, "--out", tmp_path / "out.png", "--dtype", dtype, "--device", "cpu")
     assert packed == [getattr(torch, dtype)] * packs
 
 

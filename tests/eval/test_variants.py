@@ -61,6 +61,19 @@ def test_unlike_protocols_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_runs_of_one_variant_draw_alike(tmp_path):
+    other = replace(PROTOCOL, sampler={"per_prompt": 1, "temperature": 1.0})
+    runs = {"one": [scored("one 0", 0.5), scored("one 1", 0.5, other)], "two": [scored("two 0", 0.5)]}
+    with pytest.raises(ValueError, match=r"scores of one 0 and one 1: .*sampler"):
+        write_variants(tmp_path, "title", runs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_seed_has_no_spread(tmp_path):
+    runs = {"one": [scored("one 0", 0.5)], "two": [scored("two 0", 0.25)]}
+    assert "| one | 1 | 0.500 | 30.00 |" in write_variants(tmp_path, "title", runs)
+
+
 def test_orders_and_temperatures_may_differ_and_are_named(tmp_path):
     samplers = {
         "one": {"per_prompt": 1, "order": {"kind": "raster"}},

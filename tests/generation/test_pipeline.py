@@ -259,5 +259,5 @@ def test_a_model_of_classes_is_prompted_with_numbers(tmp_path):
     assert drawn.shape == (2, 3, *codes.image_size)
     torch.testing.assert_close(drawn[1], loaded.generate("2", 5, progress=False)[0])
     for wrong in ("3", "a dog", "-1"):
-        with pytest.raises(ValueError, match=rf"draws classes in \[0, 3\), got '{wrong}'; prompt it with a number"):
+        with pytest.raises(ValueError, match=rf"draws classes in \[0, 3\), got '{wrong}'; pass a number of those"):
             loaded.generate(wrong)

@@ -391,13 +391,12 @@ def test_random_step_by_step():
 
 
 def test_masked_step_by_step():
-    found = WHOLE.text_to_image(None, FOUR, rows=REST.rows(2))
+    found = WHOLE.text_to_image(None, FOUR, rows=REST.rows())
+    codes = ["semantic:3@2", "semantic:4@0", "semantic:1@3", "semantic:0@1"]
     assert stepped(found)[2:] == [
-        ("semantic:3@2", False, 3, False, [-2]),
-        ("semantic:4@0", False, 5, False, [-2]),
-        ("semantic:1@3", True, 8, True, [4]),
-        ("semantic:0@1", True, 8, True, [5]),
-        ("</image>", False, 13, False, [5]),
+        *[(name, False, rank, False, [-2]) for name, rank in zip(codes, (6, 11, 16, 16), strict=True)],
+        *[(name, True, rank, True, [at]) for at, name, rank in zip(range(6, 10), codes, (2, 8, 14, 15), strict=True)],
+        ("</image>", False, 25, False, [9]),
     ]
 
 
@@ -423,32 +422,33 @@ def test_raster_rows_see_what_plain_sequences_see():
 
 def test_what_follows_a_picture_sees_its_codes_and_no_queries():
     second = Picture(FOUR, rows=DIAGONALS.rows(), opens=True)
-    found = WHOLE.build([Picture(FOUR, rows=REST.rows(2)), Words("a"), second, Words("red")])
+    found = WHOLE.build([Picture(FOUR, rows=REST.rows()), Words("a"), second, Words("red")])
     allowed, asked = WHOLE.collate([found]).ordering.allowed()[0], found.ordering.asked
     order = torch.arange(len(found))
-    assert asked.nonzero().flatten().tolist() == [4, 5]
+    assert asked.nonzero().flatten().tolist() == [6, 7, 8, 9]
     for step in range(len(found)):
-        before = (order < step) & ~asked
-        together = {4: [4, 5], 5: [4, 5], 10: [10, 11], 11: [10, 11]}.get(step, [step])  # the diagonal of the second
+        # A query sees what earlier passes wrote. The last pass and a diagonal of the second are written together.
+        before = (order < {6: 2, 7: 3, 8: 4, 9: 4}.get(step, step)) & ~asked
+        together = {4: [4, 5], 5: [4, 5], 14: [14, 15], 15: [14, 15]}.get(step, [step])
         expected = before.clone()
         expected[together] = True
         assert allowed[step].tolist() == expected.tolist()
     names = [name for name, *_ in stepped(found)]
     sources = {name + str(at): row[-1] for at, (name, row) in enumerate(zip(names, stepped(found), strict=True))}
-    assert sources["a7"] == [6, -2]
-    assert sources["semantic:4@09"] == [8, 8]
-    assert sources["semantic:1@312"] == [11, 10]
-    assert sources["red14"] == [13, -2]
+    assert sources["a11"] == [10, -2]
+    assert sources["semantic:4@013"] == [12, 12]
+    assert sources["semantic:1@316"] == [15, 14]
+    assert sources["red18"] == [17, -2]
 
 
 def test_vectors_that_are_read_follow_the_codes_that_are_read():
     vectors = torch.arange(8.0).view(4, 2)
-    parts = [Picture(FOUR, read_as=vectors, rows=REST.rows(2)), Words("a"), Picture(FOUR, read_as=vectors)]
-    assert torch.equal(WHOLE.build(parts).read_as, torch.cat([vectors[[2, 0]], vectors]))
+    parts = [Picture(FOUR, read_as=vectors, rows=REST.rows()), Words("a"), Picture(FOUR, read_as=vectors)]
+    assert torch.equal(WHOLE.build(parts).read_as, torch.cat([vectors[[2, 0, 3, 1]], vectors]))
     turned = WHOLE.text_to_image("a", FOUR, vectors, STEP.rows())
     assert torch.equal(turned.read_as, vectors[[2, 0, 3, 1]])
     batch = WHOLE.collate([turned, WHOLE.build(parts)])
-    assert int(batch.codes.sum()) == len(batch.read_as) == 10
+    assert int(batch.codes.sum()) == len(batch.read_as) == 12
 
 
 def test_orders_are_padded_beside_plain_sequences():

@@ -47,7 +47,7 @@ def batch(lm: SharedLM) -> Batch:
     return lm.layout.collate([written, read])
 
 
-def test_queries_are_as_large_as_states_and_told_apart_by_their_places():
+def test_queries_have_unit_scale_and_are_told_apart_by_their_places():
     rows = Masked(2).plan(SPEC.layout, torch.Generator().manual_seed(0)).rows()
     lm = model(head={"kind": "depth"}, **order_parts(Masked(2), SPEC))
     found = lm.layout.collate([lm.layout.text_to_image("a", torch.zeros(4, 3, dtype=torch.int64), rows=rows)])

@@ -115,9 +115,25 @@ def test_output_rows_of_every_direction_are_packed():
     assert len(seen) == 2 * len(Neighbouring().plan(SPEC.layout).sizes)
 
 
-def test_packed_blocks_are_not_compiled():
+def test_blocks_are_packed_or_compiled():
     with pytest.raises(ValueError, match="packed blocks cannot be compiled, got a packed model; load it again"):
         model().pack().compile_blocks()
+    with pytest.raises(ValueError, match="compiled blocks cannot be packed, got a compiled model; load it again"):
+        model().compile_blocks().pack()
+
+
+def test_rows_that_no_head_reads_are_not_packed():
+    parts = {"classes": 3, **order_parts(Neighbouring(), SPEC)}
+    backbone = {**LLAMA, "num_attention_heads": 2}
+    lm = SharedLM.build(backbone, Vocabulary(None), SPEC, "f00d", {"kind": "parallel"}, **parts).pack()
+    assert [table.packed for _, table in lm.heads] == [{}, {}]
+
+
+@pytest.mark.parametrize("shape", [{}, {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}])
+def test_packed_rows_stay_where_they_are(shape):
+    lm = SharedLM.build({**LLAMA, "num_attention_heads": 2} | shape, Vocabulary(None), SPEC, "f00d", classes=3).pack()
+    with pytest.raises(RuntimeError, match=r"packed weights stay on the CPU in torch\.float32, got torch\.bfloat16"):
+        lm.to(torch.bfloat16)
 
 
 @pytest.mark.skipif(which("g++") is None and which("c++") is None, reason="torch.compile needs a C++ compiler")
@@ -125,6 +141,7 @@ def test_compiled_blocks_write_the_same_codes():
     lm = model(num_hidden_layers=1)
     plain = drawn(lm)
     compiled = lm.compile_blocks()
+    assert all(block.mlp._compiled_call_impl is not None for block in compiled.backbone.base_model.layers)
     assert torch.equal(drawn(compiled), plain)
     alone = sample_codes(compiled, [1], [torch.Generator().manual_seed(1)], Sampling(guidance=2.0)).ids
     assert torch.equal(alone[0], plain[1])

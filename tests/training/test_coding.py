@@ -207,7 +207,7 @@ def test_classes_are_numbers_in_captions(folder):
     learner.training_loss(batch).backward()
     assert learner.model.classes.weight.grad.abs().sum() > 0
     for text in ("3", "a dog", None):
-        with pytest.raises(ValueError, match=rf"classes in \[0, 3\) here, got {text!r}; number them from 0"):
+        with pytest.raises(ValueError, match=rf"draws classes in \[0, 3\), got {text!r}; pass a number of those"):
             learner.training_loss([{"ids": ids, "caption": text, "questions": ()}])
 
 
