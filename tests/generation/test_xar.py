@@ -212,7 +212,7 @@ def test_prompts_that_the_model_cannot_read():
         pipeline().generate([WORDS[0], "a zebra"], progress=False)
     pipe = XARPipeline(space(), named(model()))
     assert len(pipe.generate(["1", "4"], progress=False)) == 2
-    with pytest.raises(ValueError, match=r"draws classes in \[0, 5\), got 5; pass a number of those"):
+    with pytest.raises(ValueError, match=r"draws classes in \[0, 5\), got '5'; pass a number of those"):
         pipe.generate(["1", "5"], progress=False)
     with pytest.raises(ValueError, match=r"draws classes in \[0, 5\), got 'red'"):
         pipe.generate("red", progress=False)

@@ -179,7 +179,7 @@ def test_classes(folder):
     found.condition_dropout = 0.0
     with pytest.raises(ValueError, match=r"this model draws classes in \[0, 3\), got 'red'; pass a number of those"):
         found.training_loss([{**batch[0], "caption": "red"}])
-    with pytest.raises(ValueError, match=r"draws classes in \[0, 3\), got 3"):
+    with pytest.raises(ValueError, match=r"draws classes in \[0, 3\), got '3'"):
         found.training_loss([{**batch[0], "caption": "3"}])
 
 
