@@ -227,7 +227,7 @@ def test_classes_are_drawn_by_their_numbers():
     pipe = pipeline(words=False)
     expected = pipe.tokenizer.decode(write_masked(pipe.model, [4], seeds(1)))
     assert torch.equal(pipe.generate("4", 1, progress=False), expected)
-    for prompt, told in (("5", "got 5"), ("four", "got 'four'")):
+    for prompt, told in (("5", "got '5'"), ("four", "got 'four'")):
         with pytest.raises(ValueError, match=r"draws classes in \[0, 5\), " + told):
             pipe.generate(prompt, progress=False)
 

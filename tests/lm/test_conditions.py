@@ -22,9 +22,7 @@ def test_a_class_is_a_row_and_nothing_is_the_last_one():
 
 @pytest.mark.parametrize("wanted", [3, -1, "3", "red"])
 def test_what_is_no_class_is_an_error(wanted):
-    with pytest.raises(
-        ValueError, match=r"draws classes in \[0, 3\), got '?(-?\d|red)'?; pass a number of those"
-    ):
+    with pytest.raises(ValueError, match=r"draws classes in \[0, 3\), got '?(-?\d|red)'?; pass a number of those"):
         ClassEncoder(3, 4)([0, wanted])
 
 
