@@ -131,6 +131,11 @@ class Chances:
         return cls(plans[0], positions, torch.stack(uniforms).to(model.device), noise)
 
 
+#: Logits of queries that are drawn from together: so many that those of 16 images are small beside the model, and more
+#: where a pass costs more than its rows.
+_TOGETHER = {"cpu": 3 << 19, "other": 1 << 27}
+
+
 class ImageWriter:
     """Writes an image behind each prompt of a session, pass by pass.
 
@@ -186,14 +191,23 @@ class ImageWriter:
         asks = self.plan.asks
         start, end = self.plan.starts[step : step + 2]
         wanted = self._left(step) if asks == "rest" else self.positions[:, start:end]
-        queries = None if asks == "nothing" else wanted
-        reading = self._rows(step), self._twice(step, queries), self._present(step)
-        states = self.session.read(*reading, apart=asks == "rest")
-        chosen, sure = self._draw(self._predictors(states, step, wanted), wanted, step)
+        rows, found = self._rows(step), list[tuple[Tensor, Tensor | None]]()
+        for part in self._parts(wanted) if asks == "rest" else [wanted]:
+            queries = None if asks == "nothing" else self._twice(step, part)
+            states = self.session.read(rows, queries, self._present(step), apart=asks == "rest")
+            found.append(self._draw(self._predictors(states, step, part), part, step))
+            rows = None
+        chosen = torch.cat([ids for ids, _ in found], dim=1)
+        sure = torch.cat([each for _, each in found if each is not None], dim=1) if self.plan.adaptive else None
         if self.plan.adaptive:
             wanted, chosen = self._surest(step, wanted, chosen, sure)
         self._put(step, wanted, chosen)
         return not self.model.spec.dynamic or bool(self.going.any())
+
+    def _parts(self, wanted: Tensor) -> Sequence[Tensor]:
+        """What queries that do not see each other ask for, ``[B, n]``, in parts that are read one after the other."""
+        limit = _TOGETHER["cpu" if wanted.device.type == "cpu" else "other"]
+        return wanted.split(max(1, limit // (self.count * max(map(len, self.model.head.blocks)))), dim=1)
 
     def _left(self, step: int) -> Tensor:
         """``[B, r]`` positions that are not written before a pass, in their order."""

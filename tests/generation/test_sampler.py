@@ -450,3 +450,11 @@ def test_images_longer_than_the_backbone_are_refused():
     assert sample_codes(lm, ["a"], generators(1)).ids.shape == (1, 60, 1)
     with pytest.raises(ValueError, match=r"have at most 64 tokens, got 65; raise max_position_embeddings"):
         sample_codes(lm, ["a red circle"], generators(1))
+
+
+def test_queries_that_do_not_see_each_other_may_be_asked_in_parts(monkeypatch):
+    lm = ordered(Masked(3))
+    whole = sample_codes(lm, ["a red circle", "a"], [torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    monkeypatch.setitem(sampler._TOGETHER, "cpu", 1)  # one query of every image at a time
+    parts = sample_codes(lm, ["a red circle", "a"], [torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    assert torch.equal(parts.ids, whole.ids)
