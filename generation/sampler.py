@@ -133,7 +133,7 @@ class Chances:
 
 #: Logits of queries that are drawn from together: so many that those of 16 images are small beside the model, and more
 #: where a pass costs more than its rows.
-_TOGETHER = {"cpu": 3 << 19, "other": 1 << 27}
+_TOGETHER = {"cpu": 3 << 18, "other": 1 << 27}
 
 
 class ImageWriter:
