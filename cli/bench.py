@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..data.base import ImageSource
 from ..eval.comparison import ComparisonData, compare_tokenizer, comparison_protocol, originals
@@ -101,6 +101,7 @@ def compare(
     teacher: str,
     vocabulary: str,
     title: str = "Tokenizers",
+    world: Literal["full", "small"] | None = None,
     device: str = "auto",
 ) -> None:
     """Measure saved tokenizers and write the table as JSON, HTML, Markdown and a sheet of pictures.
@@ -115,11 +116,12 @@ def compare(
         teacher: folder of the SigLIP whose features rFID is measured in and whose text tower names classes.
         vocabulary: folder of its vocabulary.
         title: of the page.
+        world: embedded world that the tokenizers were trained on: the table then has a column of ceilings.
         device: where tokenizers run: ``auto`` is a GPU where there is one.
     """
     where = choose_device(device)
     extractor = TeacherFeatures(teacher, Vocabulary.from_pretrained(vocabulary), where)
-    data, rows = ComparisonData(pictures, probe_train, probe_test, size), []
+    data, rows = ComparisonData(pictures, probe_train, probe_test, size, world=world), []
     for name, model in models.items():
         say(f"  {name}")
         rows.append(compare_tokenizer(name, model, data, extractor, where))

@@ -23,6 +23,9 @@ COMMANDS = {
     "export": ("export", "write a language model as a plain folder of transformers, for other engines"),
     "run": ("run", "carry out a recipe: every stage from data to report, resumable"),
     "bench": ("bench", "train tokenizers, or language models on them, alike and compare them in one table"),
+    "eval": ("evaluate", "score reconstructions, pictures, answers or codes, each with its protocol"),
+    "compare": ("compare", "put results side by side, if they were measured alike"),
+    "report": ("report", "show results on one page that opens anywhere"),
     "doctor": ("doctor", "say what is wrong with a run or a tokenizer, and what helps"),
     "fit": ("fit", "train a tokenizer, a teacher, a language model or a decoder from a configuration"),
     "validate": ("fit", "measure a checkpoint on the validation data of a configuration"),
@@ -30,15 +33,16 @@ COMMANDS = {
     "predict": ("fit", "run a checkpoint over the prediction data of a configuration"),
 }
 
-#: Modules whose sub-commands parse their own arguments, because those depend on the configuration.
-_PARSES_ITSELF = ("fit",)
+#: Modules whose sub-commands parse their own arguments, and the function that does, because those depend on what is
+#: named first: a configuration, or what is scored.
+_PARSES_ITSELF = {"fit": "run_lightning", "evaluate": "run_kind"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit code.
 
-    A module of :data:`COMMANDS` has ``add_arguments(parser)`` and ``run(args) -> int``; ``fit`` has
-    ``run_lightning(arguments) -> int``.
+    A module of :data:`COMMANDS` has ``add_arguments(parser)`` and ``run(args) -> int``, or a function of all arguments
+    in :data:`_PARSES_ITSELF`.
 
     Args:
         argv: arguments without the program's name; those of the process by default.
@@ -66,7 +70,7 @@ def _run(arguments: list[str]) -> int:
     module_name, summary = COMMANDS[name]
     module = import_module(f".{module_name}", __package__)
     if module_name in _PARSES_ITSELF:
-        return int(module.run_lightning(arguments))
+        return int(getattr(module, _PARSES_ITSELF[module_name])(arguments))
     parser = Parser(f"smalti {name}", description=summary)
     module.add_arguments(parser)
     return int(module.run(parser.parse_args(arguments[1:])))

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..data.base import ImageSource
 from ..data.pictures import Pictures, collate
+from ..data.scene_world import World
 from ..data.transforms import Crop
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
+from .ceilings import CEILING_TASK, tokenizer_ceiling
 from .extractor import TeacherFeatures, zero_shot
 from .frechet import frechet_distance
 from .metrics import ReconstructionMetrics
@@ -33,6 +35,8 @@ class ComparisonData:
         probe_test: others of the same classes.
         size: side that pictures are cropped and resized to, pixels.
         batch_size: pictures handled together.
+        world: embedded world whose renders say what is left of every object (``ceiling``); None where the pictures are
+            no scenes.
     """
 
     pictures: ImageSource
@@ -40,6 +44,7 @@ class ComparisonData:
     probe_test: ImageSource
     size: int
     batch_size: int = 64
+    world: Literal["full", "small"] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,13 @@ def compare_tokenizer(
     torch.nn.Module.to(tokenizer, torch.device(device))
     scores, pictures = _reconstruction(tokenizer, data, extractor, shown)
     scores |= _understanding(tokenizer, data, extractor)
+    if data.world is not None:
+        left = tokenizer_ceiling(tokenizer, World.named(data.world), batch_size=data.batch_size)
+        scores |= {
+            "ceiling": left.scene.overall,
+            "ceiling_strict": left.scene.strict,
+            "ceiling_tasks": left.scene.tasks,
+        }
     speed = measured(str(folder), device=device)
     scores |= {
         "bits": scores["positions"] * tokenizer.spec.bits / tokenizer.spec.positions,
@@ -103,6 +115,7 @@ def comparison_protocol(data: ComparisonData, extractor: TeacherFeatures, names:
         extra={
             "tokenizers": list(names),
             "reconstruction": "PSNR and SSIM per image on [0, 1], mean",
+            **({"ceiling": f"{CEILING_TASK}, {data.world} world"} if data.world else {}),
             "probe": f"logistic regression on the mean of embed() over positions; {len(data.probe_train)} pictures to "
             f"fit, {len(data.probe_test)} to test; captions are classes",
             "zero_shot": "pooled semantic features against the extractor's text features of all classes",

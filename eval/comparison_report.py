@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from ..data.files import atomic_file
 from ..data.transforms import to_pil
 from .comparison import Row
-from .page import duration
 from .protocol import Protocol, write_result
-from .report import Report, Table, write_report
+from .report import Report, write_report
 from .sheets import grid, save_png
+from .tables import Table, table_of, write_markdown
 
 #: Titles of the columns after the name, and what their cells are made from; see :func:`table_of`.
 COLUMNS = (
@@ -24,6 +22,7 @@ COLUMNS = (
     ("perplexity", "{perplexity}"),
     ("PSNR dB", "{psnr:.1f}"),
     ("SSIM", "{ssim:.3f}"),
+    ("ceiling", "{ceiling:.3f}"),
     ("rFID", "{rfid:.2f}"),
     ("codes", "{tokens:.0f}"),
     ("bits", "{bits:.0f}"),
@@ -82,49 +81,6 @@ def write_comparison(
         ),
     )
     return write_markdown(folder / "tokenizers.md", table)
-
-
-def write_markdown(path: Path, table: Table) -> str:
-    """Write a table as Markdown, without columns that are empty throughout, and return its text."""
-    kept = [at for at in range(len(table.head)) if any(row[at] for row in table.rows)]
-    rules = ["---:" if at in table.numeric else "---" for at in kept]
-    lines = [[table.head[at] for at in kept], rules, *[[row[at] for at in kept] for row in table.rows]]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    with atomic_file(path) as file:
-        file.write_text(text + "\n")
-    return text
-
-
-def table_of(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> Table:
-    """One row for every tokenizer.
-
-    Args:
-        rows: by name, what the cells are made from.
-        columns: titles, and format strings over the fields of a row; beside Python's own formats ``.2M`` writes
-            millions and ``time`` a duration. A cell is empty where a row lacks one of its fields.
-    """
-    head = ["tokenizer", *(title for title, _ in columns)]
-    lines = [[name, *(_cell(shape, fields) for _, shape in columns)] for name, fields in rows.items()]
-    return Table(head, lines, frozenset(range(1, len(head))))
-
-
-class _Cells(Formatter):
-    """Python's formats, ``.2M`` for millions and ``time`` for seconds in words."""
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        """See :class:`string.Formatter`."""
-        if format_spec == "time":
-            return duration(value)
-        if format_spec.endswith("M"):
-            return format(value / 1e6, f"{format_spec[:-1]}f")
-        return format(value, format_spec)
-
-
-def _cell(shape: str, fields: Mapping[str, Any]) -> str:
-    try:
-        return _Cells().vformat(shape, (), fields)
-    except KeyError:
-        return ""
 
 
 def _shown(row: Row, scores: Mapping[str, Any]) -> dict[str, Any]:

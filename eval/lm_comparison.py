@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..generation.pipeline import TextToImagePipeline
 from ..generation.sampler import plan_of
-from .comparison_report import table_of, write_markdown
 from .protocol import Protocol, Result, read_result, require_alike, write_result
-from .report import CodeUsage, Report, Table, write_report
+from .report import CodeUsage, Report, write_report
 from .sheets import grid, save_png
 from .suite import Evidence, spread
+from .tables import Table, table_of, write_markdown
 
 #: Titles of the columns after the name, and what their cells are made from.
 COLUMNS = (

@@ -105,7 +105,7 @@ display:flex;flex-direction:column}
 .number small{font-size:1rem;margin-left:5px;letter-spacing:0}
 .note{font-size:.84rem;line-height:1.4;color:var(--soft);margin:auto 0 0;padding-top:14px}
 .bars{display:grid;grid-template-columns:max-content 1fr max-content;gap:6px 12px;align-items:center;font-size:.86rem}
-.bars.wide{max-width:680px}
+.bars.wide{max-width:680px;margin-bottom:18px}
 .bars .name,.bars .value{color:var(--soft)}
 .bars .value{text-align:right}
 .bars .own{color:var(--ink);font-weight:600}
@@ -116,10 +116,13 @@ details{border-top:1px solid var(--rule);font-size:.86rem}
 details:last-child{border-bottom:1px solid var(--rule)}
 summary{cursor:pointer;padding:9px 2px;color:var(--soft)}
 details>dl{padding:4px 2px 16px 18px}
+.card details{margin-top:12px;border-bottom:0}
+.card details dl{grid-template-columns:1fr;gap:0}
+.card details dd{margin-bottom:5px}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 18px;margin:0}
 dt{color:var(--soft)}
 dd{margin:0;overflow-wrap:anywhere}
-.scroll{overflow-x:auto}
+.scroll{overflow-x:auto;margin-bottom:18px}
 table{border-collapse:collapse;width:100%;font-size:.92rem}
 th{text-align:left;font-weight:500;color:var(--soft);font-size:.84rem}
 th,td{padding:8px 18px 8px 0;border-bottom:1px solid var(--rule);vertical-align:middle}
@@ -143,6 +146,9 @@ figcaption{font-size:.84rem;line-height:1.4;color:var(--soft);margin-top:6px}
 .pairs figcaption{grid-column:1/-1;margin-top:2px}
 .pairs img,.samples img{width:100%}
 .right,.wrong{margin-right:6px}
+.judged{position:relative}
+.judged b{position:absolute;right:5px;top:5px;margin:0;width:1.4em;height:1.4em;border-radius:50%;
+background:var(--card);font-size:.85rem;line-height:1.4em;text-align:center}
 .right{color:var(--right)}
 .wrong{color:var(--wrong)}
 .chart{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:16px 18px;margin-bottom:16px}

@@ -3,36 +3,57 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from ..data.scene_prompts import prompts, prompts_sha256
 from ..data.scene_world import World
 from ..generation.pictures import PicturePipeline
 from .protocol import Protocol, state_hash, text_hash, write_result
-from .scene_eval import Prompt, SceneScores, score_images
+from .scene_eval import SceneScores, score_images
 from .sheets import sample_sheet, save_png
 from .suite import Images, SuiteSettings, draw_prompts, scene_scores, spread
 
 
+@dataclass(frozen=True)
+class PictureScores:
+    """What a model that draws pictures reached, and the pictures."""
+
+    scores: dict[str, Any]  #: ``scene_eval`` with the ends of its scale, ``images_per_second``, ``baselines``
+    images: Images  #: [P * per_prompt, H, W, 3]
+    judged: SceneScores  #: of the pictures
+
+    def sheet(self, shown: int = 48) -> Image.Image:
+        """Some of the pictures, evenly spread over the prompts, with their verdicts."""
+        chosen = spread(len(self.images), shown)
+        verdicts = [self.judged.verdicts[index] for index in chosen]
+        texts, marks = [verdict.prompt for verdict in verdicts], [verdict.correct for verdict in verdicts]
+        return sample_sheet(self.images[chosen], texts, marks)
+
+
 def score_pictures(pipeline: PicturePipeline, folder: str | Path, settings: SuiteSettings) -> dict[str, Any]:
-    """Draw the prompts of a world, judge the pictures, and write ``scores.json`` and ``samples.png`` to a folder.
+    """Measure as `measure_pictures`, write ``scores.json`` and ``samples.png`` to a folder, and return the scores."""
+    found = measure_pictures(pipeline, settings)
+    protocol = picture_protocol(pipeline, settings)
+    write_result(Path(folder) / "scores.json", found.scores, protocol, described(pipeline))
+    save_png(found.sheet(), Path(folder) / "samples.png")
+    return found.scores
+
+
+def measure_pictures(pipeline: PicturePipeline, settings: SuiteSettings) -> PictureScores:
+    """Draw the prompts of a world and judge the pictures.
 
     Beside the model stand an untrained one of the same shape, its own pictures under shuffled prompts (``chance``), the
     world's renders (``oracle``, ``near_miss``) and what encoding and decoding leaves of them (``ceiling``).
 
     Args:
         pipeline: the model.
-        folder: of the results.
         settings: the world, pictures per prompt, seed, batch size and, where not the model's own, how it draws.
-
-    Returns:
-        The scores that were written.
 
     Raises:
         ValueError: pictures of another size than the world's.
@@ -50,21 +71,13 @@ def score_pictures(pipeline: PicturePipeline, folder: str | Path, settings: Suit
         "images_per_second": len(images) / seconds,
         "baselines": {"untrained": {"scene_eval": {"overall": other.overall, "strict": other.strict}}},
     }
-    write_result(
-        Path(folder) / "scores.json", results, _protocol(pipeline, entries, world, settings), _described(pipeline)
-    )
-    _write_sheet(Path(folder) / "samples.png", images, scores)
-    return results
+    return PictureScores(results, images, scores)
 
 
-def _write_sheet(path: Path, images: Images, scores: SceneScores, shown: int = 48) -> None:
-    chosen = spread(len(images), shown)
-    verdicts = [scores.verdicts[index] for index in chosen]
-    texts, marks = [verdict.prompt for verdict in verdicts], [verdict.correct for verdict in verdicts]
-    save_png(sample_sheet(images[chosen], texts, marks), path)
-
-
-def _protocol(pipeline: PicturePipeline, entries: Sequence[Prompt], world: World, settings: SuiteSettings) -> Protocol:
+def picture_protocol(pipeline: PicturePipeline, settings: SuiteSettings) -> Protocol:
+    """How `measure_pictures` measures."""
+    world = World.named(settings.world)
+    entries = prompts(world, settings.seed)
     own: Any = settings.sampling or pipeline.sampling
     return Protocol(
         task="SceneEval (GenEval rules)",
@@ -86,7 +99,8 @@ def _protocol(pipeline: PicturePipeline, entries: Sequence[Prompt], world: World
     )
 
 
-def _described(pipeline: PicturePipeline) -> dict[str, str]:
+def described(pipeline: PicturePipeline) -> dict[str, str]:
+    """The model by the hashes of its parts."""
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     found = {"pipeline": type(pipeline).__name__}
     for name, part in parts.items():

@@ -7,6 +7,7 @@ the model itself (its name, its weights' hash) is stored beside the protocol, no
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
@@ -22,6 +23,8 @@ Scores: TypeAlias = "Mapping[str, float | Scores]"
 
 _PACKAGES = ("smalti", "torch", "torchmetrics", "transformers", "diffusers", "datasets", "numpy", "pillow")
 _CHUNK = 1 << 20
+
+QUANTISER = "floor(127.5 x + 128), clamped to 0..255"  #: `data.transforms.to_uint8`
 
 
 def versions() -> dict[str, str]:
@@ -54,11 +57,14 @@ class Protocol:
     seed: int
     crop: Any = None  #: e.g. `Crop.describe()`
     filter: str | None = None  #: resize filter
-    reference: str | None = None  #: what the score compares with: the cropped originals, a statistics file and its hash
+    quantiser: str | None = None  #: how floats became 8-bit levels, e.g. `QUANTISER`
+    reference: str | None = None  #: what the score compares with: the cropped originals, a statistics file, ...
+    reference_hash: str | None = None  #: `file_hash` of the statistics file, or `dataset_hash` of the reference images
     extractor: str | None = None  #: feature extractor or detector
     weights_hash: str | None = None  #: of the extractor's weights
-    prompts_hash: str | None = None  #: `text_hash` of the prompts in order
+    prompts_hash: str | None = None  #: SHA-256 of the prompt file (JSONL) in its order
     rewritten: bool | None = None  #: whether another model rewrote the prompts
+    preset: str | None = None  #: name of the published protocol that this one was checked against
     sampler: Mapping[str, Any] | None = None  #: order, temperature, top-k, guidance, images per prompt, ...
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])  #: what only this task has: thresholds, ...
     versions: Mapping[str, str] = field(default_factory=versions)  #: software
@@ -98,7 +104,7 @@ class Protocol:
             other: the protocol to compare with.
             ignore: fields to leave out: a whole field (``versions``) or a dotted one.
         """
-        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        mine, theirs = flat(self.to_dict()), flat(other.to_dict())
         names = [name for name in mine | theirs if name not in ignore and name.split(".")[0] not in ignore]
         pairs = {name: (mine.get(name), theirs.get(name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -108,15 +114,14 @@ def require_alike(first: Protocol, second: Protocol, ignore: Collection[str] = (
     """Refuse to compare two results measured differently.
 
     Raises:
-        ValueError: if the protocols differ outside ``ignore``; the message names the first field and all others.
+        ValueError: if the protocols differ outside ``ignore``; the message names every field that differs, with both
+            values.
     """
     unlike = first.differences(second, ignore)
     if unlike:
-        name, (mine, theirs) = next(iter(unlike.items()))
-        others = f" (and in {', '.join(list(unlike)[1:])})" if len(unlike) > 1 else ""
+        values = ", ".join(f"{name} {_short(mine)} and {_short(theirs)}" for name, (mine, theirs) in unlike.items())
         raise ValueError(
-            f"expected two results of one protocol, got {name} {mine!r} and {theirs!r}{others}; "
-            "evaluate both alike, or ignore the field knowingly"
+            f"expected two results of one protocol, got {values}; evaluate both alike, or ignore a field knowingly"
         )
 
 
@@ -142,7 +147,7 @@ def write_result(path: str | Path, scores: Scores, protocol: Protocol, model: Ma
         ValueError: if a score is NaN or infinite, or named ``model`` or ``protocol``; the message names it.
         TypeError: if a score is not a number.
     """
-    for name, value in _flat(scores).items():
+    for name, value in flat(scores).items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"score {name} must be a number, got {type(value).__name__}; convert it with float()")
         if not math.isfinite(value):
@@ -247,6 +252,23 @@ def text_hash(lines: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a nested mapping by dotted name (``crop.size``)."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _short(value: object) -> str:
+    """A value for a message; hashes by their first twelve digits."""
+    text = repr(value)
+    return f"{text[:13]}...'" if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value) else text
+
+
 def _framed(content: bytes) -> bytes:
     return len(content).to_bytes(8, "big") + content
 
@@ -262,14 +284,3 @@ def _plain(value: object, name: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item, f"{name}[{at}]") for at, item in enumerate(cast("list[Any]", value))]
     raise TypeError(f"protocol field {name} must be a JSON value, got {type(value).__name__}; convert it to text")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted name."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= _flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves

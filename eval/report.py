@@ -15,6 +15,9 @@ from ..data.files import atomic_file
 from .page import STYLE, bar, duration, picture, table, tree, verdict
 from .plots import Curve, frequency_plot, line_plot
 from .protocol import Protocol
+from .tables import Table
+
+_LONG = 16  # rows from which a table is folded
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Headline:
     unit: str = ""  #: written after the numbers
     digits: int = 3  #: decimals
     note: str = ""  #: one line on what is measured, and on how many
+    protocol: Protocol | None = None  #: how it was measured, folded under it
 
     def __post_init__(self) -> None:
         for name, value in {self.name: self.value, **self.baselines}.items():
@@ -61,6 +65,7 @@ class Sample:
     image: Image.Image
     prompt: str
     correct: bool | None = None
+    reason: str = ""  #: why not correct
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over training steps that share one pair of axes."""
+    """Curves that share one pair of axes."""
 
     title: str
     curves: Mapping[str, Curve]
     log: bool = False  #: logarithmic y
     unit: str = ""  #: beside the y axis
+    over: str = "step"  #: under the x axis
 
 
 @dataclass(frozen=True)
@@ -131,15 +137,6 @@ class CodeUsage:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Plain text in rows; columns that are empty throughout are left out."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numeric: frozenset[int] = frozenset()  #: columns that align right
-
-
-@dataclass(frozen=True)
 class Report:
     """What a report may hold. A section without data is left out."""
 
@@ -153,6 +150,7 @@ class Report:
     samples: Sequence[Sample] = ()
     answers: Sequence[Answer] = ()
     captions: Sequence[Answer] = ()
+    bars: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, dict[str, float]])  #: score, by result
     charts: Sequence[Chart] = ()
     codebooks: Sequence[CodeUsage] = ()
     stages: Mapping[str, float] = field(default_factory=dict[str, float])  #: seconds by stage, in order
@@ -178,6 +176,7 @@ def write_report(path: str | Path, report: Report) -> None:
 def _page(report: Report) -> str:
     sections = {
         "Scores": _headlines(report.headlines) + _tables(report.tables) + _protocols(report.protocols),
+        "Comparison": _bars(report.bars),
         "Tasks": _tasks(report.tasks),
         "Reconstructions": _reconstructions(report.reconstructions),
         "Samples": _samples(report.samples),
@@ -213,6 +212,7 @@ def _headline(headline: Headline) -> str:
     rows = [bar("this model", headline.value / headline.full, number(headline.value), "own")]
     rows += [bar(name, value / headline.full, number(value)) for name, value in headline.baselines.items()]
     note = f'<p class="note">{escape(headline.note)}</p>' if headline.note else ""
+    note += _folded("Protocol", headline.protocol) if headline.protocol else ""
     bars = f'<div class="bars">{"".join(rows)}</div>' if headline.baselines else ""
     return (
         f'<article class="card"><h3>{escape(headline.name)}</h3><p class="number">{number(headline.value)}{unit}</p>'
@@ -220,19 +220,34 @@ def _headline(headline: Headline) -> str:
     )
 
 
+def _bars(groups: Mapping[str, Mapping[str, float]]) -> str:
+    """A block of bars for every score, the longest full."""
+    blocks = list[str]()
+    for title, values in groups.items():
+        full = max(*map(abs, values.values()), 1e-12)
+        rows = "".join(bar(name, value / full, f"{value:.4g}") for name, value in values.items())
+        blocks.append(f'<h3>{escape(title)}</h3><div class="bars wide">{rows}</div>')
+    return "".join(blocks)
+
+
 def _tables(tables: Mapping[str, Table]) -> str:
-    return "".join(
-        f"<h3>{escape(title)}</h3>"
-        + table([escape(name) for name in it.head], [list(map(escape, row)) for row in it.rows], it.numeric)
-        for title, it in tables.items()
-    )
+    return "".join(_titled(title, it) for title, it in tables.items())
+
+
+def _titled(title: str, it: Table) -> str:
+    """A table under its title; a long one is folded."""
+    body = table([escape(name) for name in it.head], [list(map(escape, row)) for row in it.rows], it.numeric)
+    if len(it.rows) > _LONG:
+        return f"<details><summary>{escape(title)}: all {len(it.rows)} rows</summary>{body}</details>"
+    return f"<h3>{escape(title)}</h3>{body}"
 
 
 def _protocols(protocols: Mapping[str, Protocol]) -> str:
-    return "".join(
-        f"<details><summary>Protocol: {escape(name)}</summary>{tree(protocol.to_dict())}</details>"
-        for name, protocol in protocols.items()
-    )
+    return "".join(_folded(f"Protocol: {name}", protocol) for name, protocol in protocols.items())
+
+
+def _folded(title: str, protocol: Protocol) -> str:
+    return f"<details><summary>{escape(title)}</summary>{tree(protocol.to_dict())}</details>"
 
 
 def _tasks(tasks: Sequence[TaskScore]) -> str:
@@ -282,12 +297,16 @@ def _samples(samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
     figures = "".join(
-        f"<figure>{picture(sample.image, sample.prompt)}<figcaption>{verdict(sample.correct)}{escape(sample.prompt)}"
-        "</figcaption></figure>"
+        f'<figure><div class="judged">{picture(sample.image, sample.prompt)}{verdict(sample.correct)}</div>'
+        f"<figcaption>{escape(sample.prompt)}{_reason(sample.reason)}</figcaption></figure>"
         for sample in samples
     )
     tally = _tally([sample.correct for sample in samples], "shown pictures match their prompt")
     return f'{tally}<div class="samples">{figures}</div>'
+
+
+def _reason(reason: str) -> str:
+    return f"<br><small>{escape(reason)}</small>" if reason else ""
 
 
 def _answers(answers: Sequence[Answer]) -> str:
@@ -314,7 +333,9 @@ def _tally(verdicts: Iterable[bool | None], words: str) -> str:
 
 def _chart(chart: Chart) -> str:
     title = escape(chart.title) + (" <small>(logarithmic)</small>" if chart.log else "")
-    return f'<figure class="chart"><h3>{title}</h3>{line_plot(chart.curves, "step", chart.unit, chart.log)}</figure>'
+    return (
+        f'<figure class="chart"><h3>{title}</h3>{line_plot(chart.curves, chart.over, chart.unit, chart.log)}</figure>'
+    )
 
 
 def _codebook(book: CodeUsage) -> str:

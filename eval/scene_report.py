@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,69 +27,87 @@ def write_scene_report(
         logs: folders of training runs by name; their ``logs/*/metrics.csv`` become curves.
         stages: seconds each stage took.
     """
-    result, evidence = read_result(scores / "scores.json"), Evidence.load(scores)
-    write_report(
-        path,
-        Report(
-            title,
-            subtitle="{tokenizer} and a {lm} LM".format_map(result.model) + f" on {result.protocol.dataset}",
-            headlines=_headlines(result),
-            protocols={"all scores": result.protocol},
-            tasks=_tasks(result),
-            reconstructions=[
-                Rebuilt(Image.fromarray(evidence.originals[i]), Image.fromarray(evidence.rebuilt[i]))
-                for i in spread(len(evidence.originals), 12)
-            ],
-            samples=[
-                Sample(Image.fromarray(evidence.samples[i]), v["prompt"], v["correct"])
-                for i in spread(len(evidence.samples), 36)
-                for v in [evidence.verdicts[i]]
-            ],
-            answers=[_answer(evidence.answers[i], evidence) for i in spread(len(evidence.answers), 24)],
-            captions=[_answer(row, evidence) for row in evidence.captions],
-            charts=[chart for name, folder in logs.items() for chart in _charts(name, folder)],
-            codebooks=[CodeUsage(name, counts) for name, counts in evidence.usage.items()],
-            stages=stages or {},
-            notes=[_weakest(result)],
-        ),
+    result = read_result(scores / "scores.json")
+    report = replace(
+        scene_report(title, result, Evidence.load(scores)),
+        charts=[chart for name, folder in logs.items() for chart in _charts(name, folder)],
+        stages=stages or {},
+    )
+    write_report(path, report)
+
+
+def scene_report(title: str, result: Result, evidence: Evidence) -> Report:
+    """What a model of scenes scored, and the pictures and answers that it was read off."""
+    return Report(
+        title,
+        subtitle="{tokenizer} and a {lm} LM".format_map(result.model) + f" on {result.protocol.dataset}",
+        headlines=scene_headlines(result),
+        tasks=_tasks(result),
+        reconstructions=[
+            Rebuilt(Image.fromarray(evidence.originals[i]), Image.fromarray(evidence.rebuilt[i]))
+            for i in spread(len(evidence.originals), 12)
+        ],
+        samples=[
+            Sample(Image.fromarray(evidence.samples[i]), v["prompt"], v["correct"], v["reason"])
+            for i in spread(len(evidence.samples), 36)
+            for v in [evidence.verdicts[i]]
+        ],
+        answers=[_answer(evidence.answers[i], evidence) for i in spread(len(evidence.answers), 24)],
+        captions=[_answer(row, evidence) for row in evidence.captions],
+        codebooks=[CodeUsage(name, counts) for name, counts in evidence.usage.items()],
+        notes=[_weakest(result)],
     )
 
 
-def _headlines(result: Result) -> list[Headline]:
+def scene_headlines(result: Result) -> list[Headline]:
+    """A card for each thing that a result on scenes measures, in the words of its own baselines."""
     scores: Mapping[str, Any] = result.scores
-    base, scene, qa = scores["baselines"]["untrained"], scores["scene_eval"], scores["qa"]
-    captions = scores["captions"]
+    base = scores["baselines"]["untrained"]
+    makers = {"reconstruction": _rebuilt, "qa": _answered, "captions": _captioned, "scene_eval": _drawn}
     return [
-        Headline(
-            "Reconstruction",
-            scores["reconstruction"]["psnr"],
-            {"untrained": base["reconstruction"]["psnr"]},
-            full=40.0,
-            unit=" dB",
-            digits=1,
-            note=f"PSNR of {int(scores['reconstruction']['count'])} new scenes",
-        ),
-        Headline(
-            "Questions",
-            qa["accuracy"],
-            {"blind": qa["blind"], "untrained": base["qa"]["accuracy"]} | _combinations(qa),
-            note=f"{qa['count']} questions about new scenes, answered word for word",
-        ),
-        Headline(
-            "Captions",
-            captions["true"],
-            {"other pictures": captions["chance"]} | _combinations(captions),
-            note=f"of {captions['count']} captions hold for their picture and leave nothing out",
-        ),
-        Headline(
-            "SceneEval (GenEval rules)",
-            scene["overall"],
-            {name: scene[name] for name in ("strict", "chance", "ceiling", "oracle")}
-            | {"untrained": base["scene_eval"]["overall"]}
-            | _combinations(scene),
-            note="{images} pictures; 95 % interval {low:.3f} to {high:.3f}".format_map({**scene, **scene["interval"]}),
-        ),
+        replace(make(scores[name], base), protocol=result.protocol) for name, make in makers.items() if name in scores
     ]
+
+
+def _rebuilt(scores: Mapping[str, Any], untrained: Mapping[str, Any]) -> Headline:
+    return Headline(
+        "Reconstruction",
+        scores["psnr"],
+        {"untrained": untrained["reconstruction"]["psnr"]},
+        full=40.0,
+        unit=" dB",
+        digits=1,
+        note=f"PSNR of {int(scores['count'])} new scenes",
+    )
+
+
+def _answered(scores: Mapping[str, Any], untrained: Mapping[str, Any]) -> Headline:
+    return Headline(
+        "Questions",
+        scores["accuracy"],
+        {"blind": scores["blind"], "untrained": untrained["qa"]["accuracy"]} | _combinations(scores),
+        note=f"{scores['count']} questions about new scenes, answered word for word",
+    )
+
+
+def _captioned(scores: Mapping[str, Any], _untrained: Mapping[str, Any]) -> Headline:
+    return Headline(
+        "Captions",
+        scores["true"],
+        {"other pictures": scores["chance"]} | _combinations(scores),
+        note=f"of {scores['count']} captions hold for their picture and leave nothing out",
+    )
+
+
+def _drawn(scores: Mapping[str, Any], untrained: Mapping[str, Any]) -> Headline:
+    return Headline(
+        "SceneEval (GenEval rules)",
+        scores["overall"],
+        {name: scores[name] for name in ("strict", "chance", "ceiling", "oracle", "near_miss")}
+        | {"untrained": untrained["scene_eval"]["overall"]}
+        | _combinations(scores),
+        note="{images} pictures; 95 % interval {low:.3f} to {high:.3f}".format_map({**scores, **scores["interval"]}),
+    )
 
 
 def _combinations(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from .comparison_report import write_markdown
 from .lm_comparison import Scored, drawn_sheet, shared_protocol
 from .protocol import Scores, write_result
-from .report import Report, Table, write_report
+from .report import Report, write_report
 from .sheets import save_png
+from .tables import Table, write_markdown
 
 #: Titles of the columns, the number each shows, and how it is written.
 COLUMNS = (

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import SiglipConfig, SiglipModel
 
+from smalti.data.scene_world import World
 from smalti.data.scenes import Scenes
+from smalti.eval.ceilings import tokenizer_ceiling
 from smalti.eval.comparison import ComparisonData, compare_tokenizer, comparison_protocol, originals
 from smalti.eval.comparison_report import write_comparison
 from smalti.eval.extractor import TeacherFeatures, zero_shot
@@ -17,6 +20,7 @@ from smalti.eval.frechet import frechet_distance
 from smalti.eval.metrics import psnr
 from smalti.eval.speed import measure, measured
 from smalti.lm.vocabulary import Vocabulary
+from smalti.tokenizers.base import VisualTokenizer
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.dual import DualTokenizer
 from smalti.tokenizers.quantizers import VectorQuantizer
@@ -67,6 +71,19 @@ def rows(tmp_path, data, extractor):
         tokenizer.save_pretrained(tmp_path / name)
         found.append(compare_tokenizer(name, tmp_path / name, data, extractor, shown=3))
     return found
+
+
+def test_a_world_adds_the_ceiling(tmp_path, data, extractor):
+    torch.manual_seed(1)
+    parts = {"dim": 8, "width": 8, "multipliers": (1, 1), "blocks": 1}
+    VQTokenizer(ConvEncoder(**parts), VectorQuantizer(8, 16), ConvDecoder(**parts), 30).save_pretrained(tmp_path)
+    scenes = replace(data, size=30, world="small")
+    row = compare_tokenizer("plain", tmp_path, scenes, extractor)
+    expected = tokenizer_ceiling(VisualTokenizer.from_pretrained(tmp_path).eval(), World.named("small"))
+    assert row.scores["ceiling"] == expected.scene.overall
+    assert row.scores["ceiling_tasks"].keys() == expected.scene.tasks.keys()
+    assert "small world" in comparison_protocol(scenes, extractor, ["plain"]).extra["ceiling"]
+    assert "ceiling" not in comparison_protocol(data, extractor, ["plain"]).extra
 
 
 def test_numbers_are_those_of_the_parts(rows, data, extractor):

@@ -162,7 +162,7 @@ def test_the_sheet_has_a_row_for_every_tokenizer_and_the_prompts_below(rows, tmp
     [
         ({"count": 5}, r"scores of one and three: expected two results of one protocol, got count 4 and 5; evaluate"),
         ({"sampler": {"per_prompt": 1}}, r"scores of one and three: .* got sampler.per_prompt 2 and 1"),
-        ({"dataset_hash": "1" * 64, "seed": 3}, r"got dataset_hash .* \(and in seed\)"),
+        ({"dataset_hash": "1" * 64, "seed": 3}, r"got dataset_hash .*, seed 0 and 3; evaluate"),
     ],
 )
 def test_scores_of_other_protocols_are_refused(tmp_path, models, changed, message):
