@@ -1,6 +1,7 @@
 """GenEval's judging rules (arXiv 2310.11513), apart from any detector: boxes and colours in, verdicts and scores out.
 
-``python -m smalti.eval.geneval CASES.jsonl --check`` replays recorded cases and compares every verdict and reason.
+``python -m smalti.eval.geneval CASES.jsonl --check`` replays recorded cases and compares every verdict and reason, and
+their sums with the file ``summary.json`` beside them.
 """
 
 import argparse
@@ -9,9 +10,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..data.scene_relations import Box, relations
+from .bootstrap import Intervals, bootstrap_intervals
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -155,6 +157,25 @@ def aggregate(
     )
 
 
+def intervals(
+    entries: Sequence[Mapping[str, Any]], verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: int = 0
+) -> Intervals:
+    """95 % intervals of `aggregate`'s scores when prompts are resampled within their tasks.
+
+    Args:
+        entries: the metadata of each image; equal metadata belong to one prompt.
+        verdicts: one for each entry.
+        resamples: how often the prompts are drawn.
+        seed: decides the draws.
+    """
+    by_prompt: dict[str, list[bool]] = {}
+    for entry, verdict in zip(entries, verdicts, strict=True):
+        by_prompt.setdefault(json.dumps(entry, sort_keys=True), []).append(verdict.correct)
+    tags = [json.loads(key)["tag"] for key in by_prompt]
+    correct, images = [sum(found) for found in by_prompt.values()], [len(found) for found in by_prompt.values()]
+    return bootstrap_intervals(tags, correct, images, resamples=resamples, seed=seed)
+
+
 def _stored_color(_class: str, detection: Detection) -> str | None:
     return detection.color
 
@@ -227,24 +248,106 @@ def replay(case: Mapping[str, Any]) -> Verdict:
     return judge(case["metadata"], detections)
 
 
+def summary_differences(summary: Summary, recorded: Mapping[str, Any]) -> list[str]:
+    """Where a recorded summary says something else: counts must be equal, averages to 1e-12.
+
+    Args:
+        summary: what `aggregate` made of the cases.
+        recorded: the content of ``summary.json``: ``total_images``, ``total_prompts``, ``correct_images``,
+            ``correct_prompts``, ``overall`` and, for each of ``tasks``, ``score``, ``correct`` and ``total``.
+
+    Returns:
+        One line for each number that is absent or differs.
+    """
+    found: dict[str, float] = {
+        "total_images": summary.images,
+        "total_prompts": summary.prompts,
+        "correct_images": summary.correct_images,
+        "correct_prompts": summary.correct_prompts,
+        "overall": summary.overall,
+    }
+    for name, task in summary.tasks.items():
+        found |= {f"{name}.score": task.score, f"{name}.correct": task.correct, f"{name}.total": task.total}
+    tasks = cast("Mapping[str, Mapping[str, float]]", recorded.get("tasks", {}))
+    expected: dict[str, Any] = {name: recorded[name] for name in found if name in recorded}
+    expected |= {f"{name}.{field}": value for name, task in tasks.items() for field, value in task.items()}
+    return [
+        f"summary differs in {name}: recorded {expected.get(name)}, found {found.get(name)}"
+        for name in found | expected
+        if not _equal(found.get(name), expected.get(name))
+    ]
+
+
+def _equal(found: float | None, expected: float | None) -> bool:
+    if found is None or expected is None or isinstance(found, int):
+        return found == expected
+    return abs(found - expected) <= 1e-12
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Score a file of recorded cases; the exit status is 1 if ``--check`` finds a verdict or reason that differs."""
+    """Score a file of recorded cases.
+
+    Returns:
+        0; 1 if ``--check`` finds a verdict, a reason or a sum that differs; 2 if a file cannot be used.
+    """
     parser = argparse.ArgumentParser(description="Score recorded detections by GenEval's rules.")
     parser.add_argument("cases", type=Path, help="JSONL file: metadata, detections, colors; for --check also verdicts")
-    parser.add_argument("--check", action="store_true", help="compare with the recorded verdicts and reasons")
+    text = "compare with the recorded verdicts and reasons, and the sums with summary.json in the same folder"
+    parser.add_argument("--check", action="store_true", help=text)
     options = parser.parse_args(arguments)
-    cases = [json.loads(line) for line in options.cases.read_text(encoding="utf-8").splitlines()]
-    verdicts = [replay(case) for case in cases]
-    summary = aggregate([case["metadata"] for case in cases], verdicts)
+    try:
+        cases = _read_cases(options.cases, ("correct", "reason") if options.check else ())
+        recorded = _read_summary(options.cases.with_name("summary.json")) if options.check else None
+        verdicts = [replay(case) for case in cases]
+        summary = aggregate([case["metadata"] for case in cases], verdicts)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     lines = [f"{name} {task.score:.4f} ({task.correct}/{task.total})" for name, task in summary.tasks.items()]
     overall = f"overall {summary.overall:.5f}"
-    if not options.check:
+    if recorded is None:
         sys.stdout.write("\n".join([*lines, overall]) + "\n")
         return 0
     agree = [verdict == Verdict(case["correct"], case["reason"]) for case, verdict in zip(cases, verdicts, strict=True)]
-    lines += [f"case {case['id']} differs" for case, same in zip(cases, agree, strict=True) if not same]
-    sys.stdout.write("\n".join([*lines, f"agree {sum(agree)}/{len(agree)}, {overall}"]) + "\n")
-    return 0 if all(agree) else 1
+    differing = [f"case {case['id']} differs" for case, same in zip(cases, agree, strict=True) if not same]
+    differing += summary_differences(summary, recorded)
+    sys.stdout.write("\n".join([*lines, *differing, f"agree {sum(agree)}/{len(agree)}, {overall}"]) + "\n")
+    return 1 if differing else 0
+
+
+def _read_cases(path: Path, verdict: Sequence[str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected recorded cases in {path}, found no such file; check the path")
+    cases: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        case = _parsed(line)
+        missing = [name for name in ("id", "metadata", "detections", "colors", *verdict) if name not in case]
+        if missing:
+            raise ValueError(
+                f"{path}:{number} must be a recorded case, got a line without {missing[0]}; record the case again"
+            )
+        cases.append(case)
+    return cases
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--check needs the recorded sums in {path}, found no such file; put it there, or leave --check out"
+        )
+    recorded = _parsed(path.read_text(encoding="utf-8"))
+    if not recorded:
+        raise ValueError(f"--check needs a JSON object in {path}, got something else; record the sums again")
+    return recorded
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The JSON object, or an empty one where the text is none."""
+    try:
+        content: object = json.loads(text)
+    except ValueError:
+        return {}
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from ..data.scene_render import render
 from ..data.scene_requests import Request
 from ..data.scene_world import World
 from ..data.scenes import scene_for
+from .bootstrap import bootstrap_intervals
 from .detector import COUNTING_THRESHOLD, THRESHOLD, SceneDetector
 from .geneval import Detection, Summary, Verdict, aggregate, judge, kept_detections
 
@@ -230,12 +231,14 @@ def _score(found: Sequence[Found], prompts: Sequence[Prompt], world: World, resa
     known = [bool(entry.get("seen", not Request.from_metadata(entry).held_out(world))) for entry in entries]
     seen = _summary_where(known, entries, verdicts)
     unseen = _summary_where([not showed for showed in known], entries, verdicts)
-    interval, task_intervals = _intervals(prompts, [judged.correct for judged in verdicts], resamples, seed)
+    correct = [sum(judged.correct for judged in verdicts[at : at + each]) for at in range(0, len(verdicts), each)]
+    tags = [prompt["tag"] for prompt in prompts]
+    intervals = bootstrap_intervals(tags, correct, [each] * len(prompts), resamples=resamples, seed=seed)
     return SceneScores(
         overall=summary.overall,
-        interval=interval,
+        interval=intervals.overall,
         tasks=_task_scores(summary),
-        task_intervals=task_intervals,
+        task_intervals=intervals.tasks,
         strict=strict.overall,
         strict_tasks=_task_scores(strict),
         seen=None if seen is None else seen.overall,
@@ -264,26 +267,6 @@ def _summary_where(
 
 def _task_scores(summary: Summary | None) -> dict[str, float]:
     return {} if summary is None else {name: task.score for name, task in summary.tasks.items()}
-
-
-def _intervals(
-    prompts: Sequence[Prompt], correct: Sequence[bool], resamples: int, seed: int
-) -> tuple[tuple[float, float], dict[str, tuple[float, float]]]:
-    """Percentiles 2.5 and 97.5 of the overall score, and of every task's, over resampled prompts."""
-    shares = np.asarray(correct, dtype=np.float64).reshape(len(prompts), -1).mean(1)
-    tags = np.asarray([prompt["tag"] for prompt in prompts])
-    generator = np.random.default_rng(seed)
-    means = {
-        str(tag): generator.choice(shares[tags == tag], size=(resamples, int((tags == tag).sum()))).mean(1)
-        for tag in dict.fromkeys(tags.tolist())
-    }
-    overall = np.mean(list(means.values()), axis=0)
-    return _ends(overall), {tag: _ends(found) for tag, found in means.items()}
-
-
-def _ends(resampled: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.percentile(resampled, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def _per_prompt(images: int, prompts: int) -> int:

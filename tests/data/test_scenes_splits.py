@@ -13,7 +13,7 @@ from smalti.data.scene_world import Scene, Thing, World, held_out_facts
 from smalti.data.scenes import sample_scene
 
 FULL, SMALL = World.full(), World.small()
-SCENES = 1000
+SCENES = 2000
 
 
 @pytest.fixture(scope="module", params=[FULL, SMALL], ids=["full", "small"])
@@ -59,6 +59,27 @@ def test_an_independent_count_of_the_pictures_finds_no_leak(world, shown):
                 assert not world.pair_held_out(one.shape, other.shape)
                 held = relations(one.box, other.box)
                 assert not any(world.relation_held_out(one.shape, name, other.shape) for name in held)
+
+
+def test_no_training_scene_has_a_held_out_relation_or_its_mirror(world, shown):
+    """Boxes of training and prompts, both read as ``left of`` or ``above``."""
+
+    def read(subject: str, name: str, target: str) -> tuple[str, str, str]:
+        return (target, MIRROR[name], subject) if name in ("right of", "below") else (subject, name, target)
+
+    held = {read(r.shapes[0], str(r.relation), r.shapes[1]) for r in requests(world, "position", held_out=True)}
+    known = {read(r.shapes[0], str(r.relation), r.shapes[1]) for r in requests(world, "position", held_out=False)}
+    drawn = {
+        read(one.shape, name, other.shape)
+        for scene in shown
+        for one, other in permutations(scene.things, 2)
+        if one.shape != other.shape
+        for name in relations(one.box, other.box)
+    }
+    assert held
+    assert not held & known
+    assert not held & drawn
+    assert drawn == known
 
 
 def test_held_out_scenes_show_what_their_caption_asks_for(world):

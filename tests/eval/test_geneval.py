@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from smalti.eval.geneval import TASKS, Detection, Summary, TaskScore, Verdict, aggregate, judge, main, replay
+from smalti.eval.geneval import (
+    TASKS,
+    Detection,
+    Summary,
+    TaskScore,
+    Verdict,
+    aggregate,
+    intervals,
+    judge,
+    main,
+    replay,
+    summary_differences,
+)
 
 GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "geneval"
 BOX = (0.0, 0.0, 10.0, 10.0)
@@ -167,14 +179,25 @@ def test_the_recorded_summary_agrees():
     cases = golden_cases()
     expected = json.loads((GOLDEN / "summary.json").read_text())
     summary = aggregate([case["metadata"] for case in cases], [replay(case) for case in cases])
-    assert (summary.images, summary.prompts) == (expected["total_images"], expected["total_prompts"])
+    assert summary_differences(summary, expected) == []
     assert summary.overall == pytest.approx(expected["overall"], abs=1e-12)
-    assert summary.correct_images == pytest.approx(expected["correct_images"], abs=1e-12)
-    assert summary.correct_prompts == pytest.approx(expected["correct_prompts"], abs=1e-12)
-    assert set(summary.tasks) == set(expected["tasks"])
-    for name, task in summary.tasks.items():
-        assert (task.correct, task.total) == (expected["tasks"][name]["correct"], expected["tasks"][name]["total"])
-        assert task.score == pytest.approx(expected["tasks"][name]["score"], abs=1e-12)
+    assert summary.tasks["counting"] == TaskScore(27, 60)
+
+
+def test_the_command_agrees_with_all_recordings(capsys):
+    golden_cases()
+    assert main([str(GOLDEN / "cases.jsonl"), "--check"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "agree 409/409, overall 0.45130"
+
+
+def test_intervals_draw_prompts():
+    other = {**single(), "prompt": "a dog"}
+    entries = [single()] * 3 + [other]
+    verdicts = [Verdict(True, "")] * 3 + [Verdict(False, "no")]
+    found = intervals(entries, verdicts)
+    assert found.tasks["single_object"] == (0.0, 1.0)  # drawn images would leave the lower end above 0
+    assert found == intervals(entries, verdicts, seed=0)
+    assert intervals([single()] * 4, [Verdict(True, "")] * 4).overall == (1.0, 1.0)
 
 
 def recorded(**changes: object) -> dict[str, object]:
@@ -196,18 +219,78 @@ def test_recordings_need_a_colour_for_every_box_that_counts():
         replay(recorded(colors={"dog": ["red"]}))
 
 
+SUMS = {
+    "total_images": 1,
+    "total_prompts": 1,
+    "correct_images": 1.0,
+    "correct_prompts": 1.0,
+    "tasks": {"colors": {"score": 1.0, "correct": 1, "total": 1}},
+    "overall": 1.0,
+    "printed": "not compared",
+}
+
+
+def recordings(folder: Path, *cases: dict[str, object], sums: object = SUMS) -> str:
+    (folder / "cases.jsonl").write_text("\n".join(map(json.dumps, cases)))
+    (folder / "summary.json").write_text(json.dumps(sums))
+    return str(folder / "cases.jsonl")
+
+
 def test_the_command_checks_recordings(tmp_path, capsys):
-    path = tmp_path / "cases.jsonl"
-    path.write_text(json.dumps(recorded()))
-    assert main([str(path), "--check"]) == 0
+    assert main([recordings(tmp_path, recorded()), "--check"]) == 0
     assert capsys.readouterr().out == "colors 1.0000 (1/1)\nagree 1/1, overall 1.00000\n"
 
 
 def test_the_command_fails_on_a_differing_reason(tmp_path, capsys):
-    path = tmp_path / "cases.jsonl"
-    path.write_text(json.dumps(recorded()) + "\n" + json.dumps(recorded(reason="another")))
-    assert main([str(path), "--check"]) == 1
+    tasks = {"colors": {"score": 1.0, "correct": 2, "total": 2}}
+    sums = {**SUMS, "total_images": 2, "tasks": tasks}
+    assert main([recordings(tmp_path, recorded(), recorded(reason="another"), sums=sums), "--check"]) == 1
     assert capsys.readouterr().out.splitlines()[1:] == ["case 7 differs", "agree 1/2, overall 1.00000"]
+
+
+def test_the_command_fails_on_a_differing_sum(tmp_path, capsys):
+    assert main([recordings(tmp_path, recorded(), sums={**SUMS, "total_prompts": 2}), "--check"]) == 1
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "summary differs in total_prompts: recorded 2, found 1",
+        "agree 1/1, overall 1.00000",
+    ]
+
+
+def test_sums_are_compared_to_1e_12_and_counts_exactly():
+    summary = aggregate([single()], [Verdict(True, "")])
+    task = {"score": 1.0, "correct": 1, "total": 1}
+    same = {**SUMS, "tasks": {"single_object": task}}
+    assert summary_differences(summary, {**same, "overall": 1 + 1e-13}) == []
+    assert summary_differences(summary, {**same, "overall": 1 + 1e-11}) == [
+        f"summary differs in overall: recorded {1 + 1e-11}, found 1.0"
+    ]
+    assert summary_differences(summary, {**same, "total_images": 1 + 1e-13}) != []
+    assert summary_differences(summary, {"tasks": {"single_object": task, "colors": task}}) == [
+        *(f"summary differs in {name}: recorded None, found 1" for name in ("total_images", "total_prompts")),
+        *(
+            f"summary differs in {name}: recorded None, found 1.0"
+            for name in ("correct_images", "correct_prompts", "overall")
+        ),
+        "summary differs in colors.score: recorded 1.0, found None",
+        "summary differs in colors.correct: recorded 1, found None",
+        "summary differs in colors.total: recorded 1, found None",
+    ]
+
+
+def test_the_command_names_files_it_cannot_use(tmp_path, capsys):
+    assert main([str(tmp_path / "absent.jsonl")]) == 2
+    assert "expected recorded cases in " in capsys.readouterr().err
+    path = recordings(tmp_path, recorded(), {"id": 1, "metadata": single()})
+    assert main([path]) == 2
+    assert "cases.jsonl:2 must be a recorded case, got a line without detections" in capsys.readouterr().err
+    path = recordings(tmp_path, recorded(), sums=[1])
+    assert main([path, "--check"]) == 2
+    assert "--check needs a JSON object in " in capsys.readouterr().err
+    (tmp_path / "summary.json").unlink()
+    assert main([path, "--check"]) == 2
+    err = capsys.readouterr().err
+    assert f"--check needs the recorded sums in {tmp_path / 'summary.json'}, found no such file" in err
+    assert err.count("\n") == 1
 
 
 def test_the_command_scores_recordings_without_verdicts(tmp_path, capsys):
