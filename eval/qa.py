@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.scene_questions import Question
+from .understanding.blind import Habits
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,9 @@ def blind_baseline(train_questions: Sequence[Question], test_questions: Sequence
     Raises:
         ValueError: if a kind of question never occurs in training, or as for ``score_answers``.
     """
-    by_text: dict[str, Counter[str]] = {}
-    by_kind: dict[str, Counter[str]] = {}
-    for question in train_questions:
-        by_text.setdefault(question.question, Counter())[question.answer] += 1
-        by_kind.setdefault(question.kind, Counter())[question.answer] += 1
-    unknown = sorted({question.kind for question in test_questions} - set(by_kind))
+    habits = Habits((question.kind, question.question, question.answer) for question in train_questions)
+    unknown = sorted({question.kind for question in test_questions} - habits.kinds)
     if unknown:
         raise ValueError(f"expected training questions of every kind, got none of kind {unknown[0]!r}; add some")
-    answers = [_usual(by_text.get(question.question) or by_kind[question.kind]) for question in test_questions]
+    answers = [habits.answer(question.kind, question.question) for question in test_questions]
     return score_answers(test_questions, answers)
-
-
-def _usual(answers: Counter[str]) -> str:
-    return min(answers, key=lambda answer: (-answers[answer], answer))

@@ -1,0 +1,1 @@
+"""Understanding benchmarks from their official local files: readers, scorers, and what blind guessing scores."""
