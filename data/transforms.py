@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-CropMode = Literal["center", "random"]
+CropMode = Literal["center", "random", "adm"]
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
 
 
@@ -22,8 +22,14 @@ class Crop:
     middle. ``random`` cuts a box of the aspect of ``size``, whose share of the largest such box is drawn from
     ``scale``, at a random place, and resizes it. Downscaling is antialiased, with every filter but nearest.
 
+    ``adm`` is the crop under which ImageNet scores are published (ADM, https://arxiv.org/abs/2105.05233; LlamaGen, VAR,
+    MAR): halved with a box filter while the shorter side is at least twice ``size``, then bicubic until it is ``size``
+    (the longer side is rounded to the nearest), then the middle is cut out. Its filters are fixed: ``filter`` does not
+    apply to it and stays at its default.
+
     Raises:
-        ValueError: a size, scale, mode or filter out of range.
+        ValueError: a size, scale, mode or filter out of range; ``adm`` with a filter of its own or a size that is not
+            square.
     """
 
     size: int | tuple[int, int]  #: side of a square, or (height, width), in pixels
@@ -42,6 +48,13 @@ class Crop:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"expected 0 < least <= greatest <= 1 as scale, got {self.scale}; choose such a range")
 
+        if self.mode == "adm" and self.filter != "lanczos":
+            raise ValueError(
+                f"the crop adm halves with box and ends with bicubic, got filter {self.filter!r}; leave the filter out"
+            )
+        if self.mode == "adm" and self.shape[0] != self.shape[1]:
+            raise ValueError(f"the crop adm cuts squares, got size {self.size}; choose one side, or the mode center")
+
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the result, in pixels."""
@@ -50,7 +63,7 @@ class Crop:
     @property
     def deterministic(self) -> bool:
         """Whether the same picture always gives the same crop."""
-        return self.mode == "center" and not self.flip
+        return self.mode != "random" and not self.flip
 
     def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> Image.Image:
         """Crop ``image``.
@@ -66,12 +79,12 @@ class Crop:
             ValueError: the crop is random and there is no generator.
         """
         if self.deterministic:
-            return self._center(image)
+            return self._middle(image)
         if generator is None:
             raise ValueError(
                 "expected a generator for a random crop or flip, got None; pass numpy.random.default_rng(seed)"
             )
-        cropped = self._random(image, generator) if self.mode == "random" else self._center(image)
+        cropped = self._random(image, generator) if self.mode == "random" else self._middle(image)
         if self.flip and generator.random() < 0.5:
             return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return cropped
@@ -81,10 +94,22 @@ class Crop:
         record: dict[str, object] = {
             "size": list(self.shape),
             "mode": self.mode,
-            "filter": self.filter,
+            "filter": "box halving, then bicubic" if self.mode == "adm" else self.filter,
             "flip": self.flip,
         }
         return record | ({"scale": list(self.scale)} if self.mode == "random" else {})
+
+    def _middle(self, image: Image.Image) -> Image.Image:
+        return self._adm(image) if self.mode == "adm" else self._center(image)
+
+    def _adm(self, image: Image.Image) -> Image.Image:
+        side = self.shape[0]
+        while min(image.size) >= 2 * side:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+        scale = side / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return image.crop((left, top, left + side, top + side))
 
     def _center(self, image: Image.Image) -> Image.Image:
         height, width = self.shape

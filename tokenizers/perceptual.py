@@ -189,6 +189,7 @@ class LPIPS(Perceptual):
         _fill(convolutions, Path(backbone_file), ignore="classifier.")
         _fill(heads, _shipped_heads(net) if heads_file is None else Path(heads_file))
         super().__init__(network)
+        self.net = net
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(-1, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(-1, 1, 1), persistent=False)
 

@@ -25,6 +25,14 @@ def test_every_level_survives_the_way_there_and_back():
     assert torch.equal(to_uint8(from_uint8(levels)), levels)
 
 
+def test_truncation_would_corrupt_63_levels():
+    """What `to_uint8` avoids: ``(127.5 (x + 1))`` cut off, as several releases write their pictures."""
+    levels = torch.arange(256, dtype=torch.uint8).repeat(3, 1)[:, None]
+    truncated = ((from_uint8(levels) + 1) * 127.5).to(torch.uint8)
+    assert int((truncated[0, 0] != levels[0, 0]).sum()) == 63
+    assert int((to_uint8(from_uint8(levels)) != levels).sum()) == 0
+
+
 def test_rounding_and_clamping():
     values = torch.tensor([-9.0, -1.0, -1 + 0.499 / 127.5, -1 + 0.501 / 127.5, 0.0, 1.0, 9.0, float("inf")])
     assert to_uint8(values.repeat(3, 1)[:, None])[0, 0].tolist() == [0, 0, 0, 1, 128, 255, 255, 255]
@@ -72,6 +80,52 @@ def test_center_crop_is_resize_then_cut():
     assert np.array_equal(np.asarray(Crop(20, filter="bicubic")(image)), np.asarray(resized)[:, 5:25])
 
 
+def halved(levels: np.ndarray, axes: tuple[int, int] = (1, 0)) -> np.ndarray:
+    """Box halving by definition: every new pixel is the mean of the pixels whose middle it covers, axis by axis."""
+    for axis in axes:
+        before, after = levels.shape[axis], levels.shape[axis] // 2
+        lines = []
+        for at in range(after):
+            start, end = at * before / after, (at + 1) * before / after
+            inside = [line for line in range(before) if start < line + 0.5 <= end]
+            lines.append(levels.take(inside, axis).mean(axis))
+        levels = np.floor(np.stack(lines, axis) + 0.5)
+    return levels.astype(np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 80), (130, 72), (9, 40), (31, 30), (16, 16), (260, 36)])
+def test_adm_crop_step_by_step(height: int, width: int):
+    """Levels that are multiples of 16 stay whole through four passes, so the order of Pillow's passes is no matter."""
+    levels, side = np.asarray(noise(height, width)) // 16 * 16, 16
+    cropped = np.asarray(Crop(side, "adm")(Image.fromarray(levels)))
+    while min(levels.shape[:2]) >= 2 * side:
+        levels = halved(levels)
+    short, long = min(levels.shape[:2]), max(levels.shape[:2])
+    longer = round(long * side / short)
+    wide = levels.shape[1] >= levels.shape[0]
+    resized = Image.fromarray(levels).resize((longer, side) if wide else (side, longer), Image.Resampling.BICUBIC)
+    start = (longer - side) // 2
+    cut = np.asarray(resized)[:, start : start + side] if wide else np.asarray(resized)[start : start + side]
+    assert np.array_equal(cropped, cut)
+
+
+@pytest.mark.parametrize(("height", "width"), [(67, 130), (131, 67), (66, 66)])
+def test_adm_crop_halves_odd_sides(height: int, width: int):
+    image, cuts = noise(height, width), []
+    for axes in ((1, 0), (0, 1)):  # Pillow chooses by the shape which pass comes first; each rounds
+        levels = halved(np.asarray(image), axes)
+        top, left = (levels.shape[0] - 33) // 2, (levels.shape[1] - 33) // 2
+        cuts.append(levels[top : top + 33, left : left + 33])
+    assert any(np.array_equal(np.asarray(Crop(33, "adm")(image)), cut) for cut in cuts)
+
+
+def test_adm_crop_differs_from_the_centre_crop():
+    image = noise(70, 90)
+    assert not np.array_equal(np.asarray(Crop(16, "adm")(image)), np.asarray(Crop(16, filter="bicubic")(image)))
+    assert Crop(16, "adm").deterministic
+    assert not Crop(16, "adm", flip=True).deterministic
+
+
 def test_filters_differ():
     results = {
         Crop(8, filter=name)(noise(32, 32)).tobytes() for name in ("lanczos", "bicubic", "bilinear", "box", "nearest")
@@ -108,6 +162,9 @@ def test_describe_is_json_and_names_what_decides():
     assert json.loads(json.dumps(Crop(8).describe())) == {
         "size": [8, 8], "mode": "center", "filter": "lanczos", "flip": False
     }  # fmt: skip
+    assert Crop(8, "adm", flip=True).describe() == {
+        "size": [8, 8], "mode": "adm", "filter": "box halving, then bicubic", "flip": True
+    }  # fmt: skip
     assert Crop((8, 9), "random", scale=(0.5, 1)).describe()["scale"] == [0.5, 1]
 
 
@@ -116,9 +173,13 @@ def test_crop_errors():
         Crop(8, flip=True)(noise(8, 8))
     with pytest.raises(ValueError, match="expected a crop of at least 1x1, got size 0"):
         Crop(0)
-    with pytest.raises(ValueError, match="expected a crop mode of center, random, got 'middle'"):
+    with pytest.raises(ValueError, match="expected a crop mode of center, random, adm, got 'middle'"):
         Crop(8, "middle")
     with pytest.raises(ValueError, match=r"expected a filter of lanczos, .*, got 'cubic'"):
         Crop(8, filter="cubic")
     with pytest.raises(ValueError, match=r"expected 0 < least <= greatest <= 1 as scale, got \(0.9, 0.5\)"):
         Crop(8, scale=(0.9, 0.5))
+    with pytest.raises(ValueError, match="adm halves with box and ends with bicubic, got filter 'bicubic'; leave"):
+        Crop(8, "adm", filter="bicubic")
+    with pytest.raises(ValueError, match=r"adm cuts squares, got size \(8, 9\); choose one side"):
+        Crop((8, 9), "adm")
