@@ -13,7 +13,7 @@ from PIL import Image
 from ..data.decoding import decode
 from .plots import Curve
 from .protocol import Protocol, Result, Scores, flat, read_result
-from .report import Chart, Headline, Report, Sample
+from .report import Chart, Headline, Report, Sample, TaskScore
 from .result_table import compare_results
 from .scene_report import scene_headlines, scene_report
 from .suite import Evidence, spread
@@ -90,6 +90,11 @@ def result_report(title: str, found: Evidences) -> Report:
         protocols={_named(group): found.results[group[0]].protocol for group in groups},
         bars=_bars(groups, found.results),
         charts=_charts(found.results),
+        tasks=[
+            task
+            for name, result in found.results.items()
+            for task in _judged_tasks(name, result, len(found.results) == 1)
+        ],
         samples=[sample for samples in found.judged.values() for sample in samples],
         sheets=found.sheets,
         notes=_unlike(groups, found.results),
@@ -182,19 +187,51 @@ def _table(results: Mapping[str, Result]) -> Table:
 
 
 def _cards(name: str, result: Result, found: Evidences) -> list[Headline]:
+    """The first scores of a result, each beside what it must be read against."""
     prefix = f"{name}: " if len(found.results) > 1 else ""
     if "baselines" in result.scores:
         return [replace(card, name=prefix + card.name) for card in scene_headlines(result)]
-    plain = {key: float(value) for key, value in result.scores.items() if isinstance(value, (int, float))}
-    scores = [key for key in plain if key not in _BASELINES and key not in ("count", "images", "prompts")]
-    return [_card(prefix, key, plain, result.protocol, beside=at == 0) for at, key in enumerate(scores[:_CARDS])]
+    cards = list[Headline]()
+    for group, plain, blind in _groups(result.scores):
+        scores = [key for key in plain if key not in _BASELINES and key not in ("count", "images", "prompts")]
+        for at, key in enumerate(scores[:_CARDS]):
+            ends = {name: plain[name] for name in _BASELINES if name in plain} if at == 0 else {}
+            ends |= {"blind": blind[key]} if key in blind else {}
+            cards.append(_card(prefix + group + key, plain[key], ends, _FULL.get(key), result.protocol))
+    return cards
 
 
-def _card(prefix: str, key: str, plain: Mapping[str, float], protocol: Protocol, beside: bool) -> Headline:
-    baselines = {name: plain[name] for name in _BASELINES if name in plain} if beside else {}
-    full = _FULL.get(key, max([abs(plain[key]), *map(abs, baselines.values()), 1e-12]))
+def _groups(scores: Scores) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
+    """Numbers that belong together: a name before theirs, the numbers, and those of a guesser who never looks."""
+    guessed = scores.get("blind")
+    blind = _numbers(guessed) if isinstance(guessed, Mapping) else {}
+    yield "", _numbers(scores), {}
+    for name, group in scores.items() if blind else ():
+        if isinstance(group, Mapping) and name != "blind":
+            yield f"{name} ", _numbers(group), blind
+
+
+def _numbers(scores: Scores) -> dict[str, float]:
+    return {key: float(value) for key, value in scores.items() if isinstance(value, (int, float))}
+
+
+def _card(name: str, value: float, baselines: dict[str, float], full: float | None, protocol: Protocol) -> Headline:
+    largest = max([abs(value), *map(abs, baselines.values()), 1e-12])
     note = f"{protocol.task}, {protocol.dataset}, {protocol.count:,} scored"
-    return Headline(prefix + key, plain[key], baselines, full, digits=3, note=note, protocol=protocol)
+    return Headline(name, value, baselines, full or largest, digits=3, note=note, protocol=protocol)
+
+
+def _judged_tasks(name: str, result: Result, alone: bool) -> list[TaskScore]:
+    """The table of tasks of a result that GenEval's rules decided."""
+    tasks, ends, counts = (result.scores.get(key) for key in ("tasks", "task_intervals", "task_images"))
+    if not (isinstance(tasks, Mapping) and isinstance(ends, Mapping) and isinstance(counts, Mapping)):
+        return []
+    share, interval, number = flat(tasks), flat(ends), flat(counts)
+    prefix = "" if alone else f"{name}: "
+    return [
+        TaskScore(prefix + task, value, int(number[task]), interval[f"{task}.low"], interval[f"{task}.high"])
+        for task, value in share.items()
+    ]
 
 
 def _bars(groups: Sequence[Sequence[str]], results: Mapping[str, Result]) -> dict[str, dict[str, float]]:

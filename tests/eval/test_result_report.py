@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +52,23 @@ def test_every_number_on_a_card_carries_its_protocol(files):
     report = result_report("T", read_evidence(named(files, "a.json", "c.json")))
     assert [(card.name, card.value) for card in report.headlines][:2] == [("a: fid", 12.5), ("a: precision", 0.75)]
     assert [card.protocol.count for card in report.headlines if card.protocol] == [1000, 1000, 500, 500]
+
+
+def test_answers_stand_beside_the_blind_guesser(tmp_path):
+    scores = {"pope": {"f1": 0.75, "accuracy": 0.5, "splits": {"random": 0.5}}, "blind": {"f1": 0.5, "accuracy": 0.25}}
+    write_result(tmp_path / "p.json", scores, PROTOCOL)
+    cards = result_report("T", read_evidence(named(tmp_path, "p.json"))).headlines
+    assert [(card.name, card.value, card.baselines, card.full) for card in cards] == [
+        ("pope f1", 0.75, {"blind": 0.5}, 1.0),
+        ("pope accuracy", 0.5, {"blind": 0.25}, 1.0),
+    ]
+
+
+def test_judged_tasks_have_their_intervals(tmp_path):
+    tasks = {"tasks": {"colors": 0.5}, "task_intervals": {"colors": {"low": 0.4, "high": 0.6}}}
+    write_result(tmp_path / "g.json", {"overall": 0.5, **tasks, "task_images": {"colors": 376}}, PROTOCOL)
+    (row,) = result_report("T", read_evidence(named(tmp_path, "g.json"))).tasks
+    assert (row.name, row.score, row.count, row.low, row.high) == ("colors", 0.5, 376, 0.4, 0.6)
 
 
 def test_groups_of_numbered_scores_are_curves(files):
