@@ -1,0 +1,166 @@
+"""``smalti eval tokens``: the language that codes form."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import add_tokenizer, number
+from .errors import UsageError
+from .eval_pictures import add_batch, dataset_name, picture_source
+from .models import load_tokenizer, tokenizer_folder
+from .outputs import file_target, say
+from .progress import Bar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..tokenizers.codes import Codes
+
+#: The file by which a token store is known.
+_STORE = "store.json"
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Codes and what a protocol says about them."""
+
+    codes: Codes
+    dataset: str
+    dataset_hash: str
+    dtype: str  #: of the forward pass, or that there was none
+    crop: Mapping[str, Any] | None
+    model: Mapping[str, str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``smalti eval tokens``."""
+    text = "a token store, a codes file of smalti encode, or pictures: files, folders, tars, scenes[:full|small]"
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help=text)
+    add_tokenizer(parser)
+    parser.add_argument("--out", default="tokens.json", help="result file (default: tokens.json)")
+    text = "how a grid is read: raster (default), column, snake or hilbert; anything else is read as it is stored"
+    parser.add_argument("--order", default="raster", help=text)
+    text = "measure one codebook, one of its columns (pixel.1) or joint (default: every column, and all as one)"
+    parser.add_argument("--codebook", metavar="NAME", help=text)
+    parser.add_argument("--limit", type=number(least=2), metavar="N", help="take the first N images (default: all)")
+    parser.add_argument("--dataset", metavar="NAME", help="name of the pictures and split (default: their file names)")
+    parser.add_argument("--filter", default="lanczos", help="lanczos (default), bicubic, bilinear, box or nearest")
+    add_batch(parser)
+    text = "tokens that the grammar reads at most (default: 65536)"
+    parser.add_argument("--grammar", type=number(least=1), default=65_536, metavar="TOKENS", help=text)
+    parser.add_argument("--seed", type=number(least=0), default=0, help="of halves, controls and held-out images")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read or make codes, measure every stream of them, print a table and write the result.
+
+    Raises:
+        UsageError: an output that cannot be written, or a tokenizer beside stored codes.
+        FileNotFoundError: missing codes, pictures or tokenizer.
+        BrokenImageError: a file that is no picture.
+        ValueError: damaged codes, an unknown codebook or order, an order that needs a grid, or a single image.
+    """
+    out = file_target(args.out, "--out", ".json")
+    _check_order(args.order)
+    coded = _coded(args)
+
+    from ..eval.protocol import Protocol, write_result
+    from ..eval.tables import markdown
+    from ..eval.tokens.statistics import ESTIMATORS, TokenStatistics, statistics_table
+    from ..eval.tokens.stream import streams
+
+    chosen = streams(coded.codes, args.order, args.codebook)
+    found: list[TokenStatistics] = []
+    with Bar("measuring", len(chosen)) as bar:
+        for stream in chosen:
+            found.append(TokenStatistics.of(stream, args.seed, args.grammar))
+            bar.update(len(found), len(chosen))
+    protocol = Protocol(
+        task="token-statistics",
+        dataset=coded.dataset,
+        dataset_hash=coded.dataset_hash,
+        count=len(coded.codes),
+        dtype=coded.dtype,
+        seed=args.seed,
+        crop=coded.crop,
+        filter=None if coded.crop is None else str(coded.crop.get("filter")),
+        extra={"order": args.order, "estimators": dict(ESTIMATORS), "grammar_budget": args.grammar},
+    )
+    write_result(out, {"streams": {one.name: one.to_dict() for one in found}}, protocol, coded.model)
+    layout = coded.codes.spec.layout
+    read = f"read in {args.order} order" if layout.kind == "grid" else "read as stored"
+    say(f"{len(coded.codes):,} images, each a {layout.kind} of {'x'.join(map(str, layout.shape))}, {read}")
+    say(markdown(statistics_table(found)))
+    say(f"wrote {out}")
+    return 0
+
+
+def _check_order(order: str) -> None:
+    from ..eval.tokens.scan import scan
+    from ..tokenizers.codes import CodeLayout
+
+    scan(CodeLayout("grid", (1, 1)), order)
+
+
+def _coded(args: argparse.Namespace) -> _Coded:
+    first = Path(args.source[0])
+    is_store = (first / _STORE).is_file()
+    if len(args.source) > 1 or not (is_store or first.suffix == ".safetensors"):
+        return _pictures(args)
+    if args.tokenizer is not None:
+        raise UsageError(
+            f"--tokenizer codes pictures, but {str(first)!r} holds codes already; leave it out or give pictures"
+        )
+    return _store(first, args) if is_store else _file(first, args)
+
+
+def _store(folder: Path, args: argparse.Namespace) -> _Coded:
+    """A token store; its records stand for the pictures, which it does not hold."""
+    from ..data.tokens import FILES, TokenStore
+    from ..eval.protocol import file_hash
+    from ..eval.tokens.stream import stored_codes
+
+    store = TokenStore.open(folder)
+    codes = stored_codes(store)[: args.limit]
+    crop = store.origin.get("crop")
+    named = args.dataset or "the records of a token store"
+    return _Coded(codes, named, file_hash(folder / FILES[1]), "stored codes", crop, {"fingerprint": store.fingerprint})
+
+
+def _file(path: Path, args: argparse.Namespace) -> _Coded:
+    """A codes file; its names stand for the pictures, which it does not hold."""
+    from ..eval.protocol import text_hash
+    from ..tokenizers.files import CodesFile
+
+    coded = CodesFile.open(path)
+    names = coded.names[: args.limit]
+    named = args.dataset or "the names in a codes file"
+    model = {"fingerprint": coded.fingerprint}
+    return _Coded(coded.codes[: args.limit], named, text_hash(names), "stored codes", coded.transform or None, model)
+
+
+def _pictures(args: argparse.Namespace) -> _Coded:
+    folder = tokenizer_folder(args.tokenizer)
+    source = picture_source(args.source, args.limit)
+
+    import torch
+
+    from ..data.transforms import Crop, from_uint8
+    from ..eval.picture_sets import ContentHash, PictureSet
+    from ..tokenizers.codes import Codes
+
+    Crop(1, filter=args.filter)  # a wrong filter is told before anything is loaded
+    tokenizer = load_tokenizer(folder, args.device)
+    crop = Crop(tokenizer.image_size, filter=args.filter)
+    pictures, content = PictureSet(source, dataset_name(args.source, args.dataset), crop), ContentHash()
+    parts: list[Codes] = []
+    with torch.inference_mode(), Bar("encoding", len(pictures)) as bar:
+        for levels in pictures.batches(args.batch, content):
+            parts.append(tokenizer.encode(from_uint8(levels).to(tokenizer.device, tokenizer.dtype)).to("cpu"))
+            bar.update(sum(map(len, parts)), len(pictures))
+    dtype = str(tokenizer.dtype).removeprefix("torch.")
+    model = {"tokenizer": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
+    return _Coded(Codes.cat(parts), pictures.name, content.digits, dtype, crop.describe(), model)

@@ -1,0 +1,110 @@
+"""``smalti eval tokens``: the same codes from a store, a codes file and pictures give the same numbers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.eval.protocol import read_result, text_hash
+from smalti.eval.tokens.statistics import TokenStatistics
+from smalti.eval.tokens.stream import streams
+from smalti.tokenizers.codes import Codebook, CodeLayout, Codes, CodeSpec
+from smalti.tokenizers.files import CodesFile
+
+SPEC = CodeSpec(CodeLayout("grid", (4, 4)), (Codebook("semantic", 8), Codebook("pixel", 16, 2)))
+
+
+@pytest.fixture(scope="module")
+def codes() -> Codes:
+    generator = torch.Generator().manual_seed(0)
+    columns = [torch.randint(book.size, (30, 16), generator=generator) for book in SPEC.columns]
+    return Codes.full(torch.stack(columns, -1), SPEC)
+
+
+@pytest.fixture
+def store(codes, tmp_path):
+    records = [TokenRecord(f"picture {index}") for index in range(len(codes))]
+    origin = {"crop": {"size": [16, 16], "filter": "box"}}
+    TokenStore(codes.ids, records, SPEC.to_dict(), "f00d", origin).save(tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for index in range(6):
+        picture = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        picture.save(tmp_path / "pictures" / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def test_a_store(codes, store, tmp_path, answers):
+    out = tmp_path / "result.json"
+    lines = answers("eval", "tokens", store, "--out", out, "--order", "hilbert", "--seed", 3, "--grammar", 200)
+    result = read_result(out)
+    expected = {one.name: TokenStatistics.of(one, 3, 200).to_dict() for one in streams(codes, "hilbert")}
+    assert list(expected) == ["semantic", "pixel.0", "pixel.1", "joint"]
+    assert result.scores == {"streams": json.loads(json.dumps(expected))}
+    assert result.model == {"fingerprint": "f00d"}
+    assert (result.protocol.task, result.protocol.count, result.protocol.filter) == ("token-statistics", 30, "box")
+    assert (result.protocol.extra["order"], result.protocol.extra["grammar_budget"]) == ("hilbert", 200)
+    assert lines[0] == "30 images, each a grid of 4x4, read in hilbert order"
+    assert [line.split()[1] for line in lines[3:7]] == list(expected)
+    assert lines[-1] == f"wrote {out}"
+
+
+def test_a_codes_file(codes, tmp_path, answers):
+    names = tuple(f"{index}.png" for index in range(30))
+    CodesFile(codes, names, "beef", {"filter": "lanczos"}).save(tmp_path / "codes.safetensors")
+    out = tmp_path / "result.json"
+    answers("eval", "tokens", tmp_path / "codes.safetensors", "--out", out, "--codebook", "pixel", "--limit", 20)
+    result = read_result(out)
+    assert list(result.scores["streams"]) == ["pixel.0", "pixel.1"]
+    assert result.scores["streams"]["pixel.0"] == TokenStatistics.of(streams(codes[:20])[1]).to_dict()
+    assert (result.protocol.count, result.protocol.dataset_hash) == (20, text_hash(names[:20]))
+    assert result.model == {"fingerprint": "beef"}
+
+
+def test_pictures_are_coded_as_by_encode(model, pipeline, pictures, tmp_path, answers):
+    codes, one, other = tmp_path / "codes.safetensors", tmp_path / "one.json", tmp_path / "other.json"
+    answers("encode", pictures, "--tokenizer", model, "--out", codes)
+    answers("eval", "tokens", codes, "--out", one)
+    answers("eval", "tokens", pictures, "--tokenizer", model, "--out", other, "--batch", 4, "--dataset", "noise")
+    assert read_result(one).scores == read_result(other).scores
+    result = read_result(other)
+    assert result.model == {"tokenizer": "VQTokenizer", "fingerprint": pipeline.tokenizer.fingerprint()}
+    assert (result.protocol.dataset, result.protocol.count, result.protocol.dtype) == ("noise", 6, "float32")
+    assert result.protocol.crop is not None
+
+
+def test_pictures_of_the_embedded_world(model, tmp_path, answers):
+    answers("eval", "tokens", "scenes", "--limit", 4, "--tokenizer", model, "--out", tmp_path / "result.json")
+    assert read_result(tmp_path / "result.json").protocol.dataset == "scenes-full validation"
+
+
+def test_wrong_requests(model, store, pictures, tmp_path, fails):
+    out = ("--out", tmp_path / "result.json")
+    assert "scan order must be one of raster" in fails("eval", "tokens", store, *out, "--order", "spiral")
+    assert "codebook must be one of semantic, pixel.0" in fails("eval", "tokens", store, *out, "--codebook", "text")
+    assert "holds codes already; leave it out" in fails("eval", "tokens", store, *out, "--tokenizer", model)
+    assert "a file of codes was expected" in fails("eval", "tokens", "none.safetensors", *out)
+    assert "pictures were expected at" in fails("eval", "tokens", tmp_path / "none.tar", *out)
+    assert "--limit must be a whole number, at least 2" in fails("eval", "tokens", store, *out, "--limit", 1)
+    assert "--out must end in .json" in fails("eval", "tokens", store, "--out", tmp_path / "result.txt")
+    line = fails("eval", "tokens", pictures / "1.png", "--tokenizer", model, *out)
+    assert "token statistics need at least two images and a token, got 1 images" in line
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_an_order_that_needs_a_grid(tmp_path, fails):
+    spec = CodeSpec(CodeLayout("set", (4,)), (Codebook("slot", 9),))
+    codes = Codes.full(torch.zeros(3, 4, 1, dtype=torch.int64), spec)
+    CodesFile(codes, ("a", "b", "c"), "f00d").save(tmp_path / "codes.safetensors")
+    line = fails("eval", "tokens", tmp_path / "codes.safetensors", "--order", "hilbert", "--out", tmp_path / "o.json")
+    assert "hilbert order needs codes laid out as grid, got a set of (4,)" in line
