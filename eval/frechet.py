@@ -10,13 +10,15 @@ import warnings
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+
+from .feature_statistics import FeatureStatistics, Moments, check_features
+
+_COLUMNS = 256  #: of a product computed at once: narrow enough to leave most of the zeros out
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
     """``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` of means and unbiased covariances, in float64.
-
-    The trace of the root is the sum of the roots of the eigenvalues of ``R C2 R``, with ``R`` the symmetric root of
-    ``C1``: exact for covariances without full rank too, and never complex.
 
     Args:
         features: ``[N, D]`` floats.
@@ -28,35 +30,175 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
     Raises:
         ValueError: shapes that do not fit, fewer than two rows, or features that are not finite.
     """
-    if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
+    return _distance(FeatureStatistics.from_features(features), FeatureStatistics.from_features(reference))
+
+
+def statistics_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+    """`frechet_distance` of two sets whose features are gone.
+
+    The trace of the root is the sum of the roots of the eigenvalues of ``F^T C2 F`` for any ``F F^T = C1``: never
+    complex. ``F`` is the Cholesky factor, or, where ``C1`` has no full rank, its eigenvectors above rounding.
+
+    Returns:
+        The distance, >= 0. Warns if a set has fewer images than features.
+
+    Raises:
+        ValueError: of different widths.
+    """
+    return _distance(first, second)
+
+
+class FrechetDistance(Metric):
+    """`frechet_distance` over everything seen, exact however unevenly the images fall on processes.
+
+    States are float64 and do not follow ``half()``; float64 does not exist on MPS, keep the metric on the CPU there.
+    A process that saw no image, or fewer batches than others, takes part like any other. An image that comes twice
+    counts twice: use a sampler that does not pad (not ``DistributedSampler``, which repeats images until all processes
+    have equally many).
+
+    Args:
+        num_features: D of the extractor.
+
+    Raises:
+        ValueError: if ``num_features`` is below 1.
+    """
+
+    higher_is_better = False
+    is_differentiable = False
+    full_state_update = True  # `forward` may not merge states: a mean and a scatter are not sums
+
+    features_mean: Tensor
+    features_scatter: Tensor
+    features_count: Tensor
+    reference_mean: Tensor
+    reference_scatter: Tensor
+    reference_count: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features must be at least 1, got {num_features}; pass the extractor's")
+        self.num_features = num_features
+        self._reference: FeatureStatistics | None = None
+        for side in ("features", "reference"):
+            empty = Moments.zeros(num_features)
+            # Gathered rather than summed: each process keeps its scatter about its own mean.
+            self.add_state(f"{side}_mean", empty.mean, dist_reduce_fx=None)
+            self.add_state(f"{side}_scatter", empty.scatter, dist_reduce_fx=None)
+            self.add_state(f"{side}_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx=None)
+
+    def set_reference(self, statistics: FeatureStatistics) -> None:
+        """Compare with known statistics, which `reset` keeps; on every process with the same.
+
+        Raises:
+            ValueError: of another width, or images of the reference were already added.
+        """
+        if len(statistics.mean) != self.num_features:
+            raise ValueError(
+                f"reference statistics must have {self.num_features} features, got {len(statistics.mean)}; "
+                "take both from one extractor"
+            )
+        if int(self.reference_count):
+            raise ValueError(
+                f"the reference must be either statistics or images, got {int(self.reference_count)} images already; "
+                "call reset() first"
+            )
+        self._reference = statistics
+
+    def update(self, features: Tensor, real: bool) -> None:
+        """Add one batch.
+
+        Args:
+            features: ``[B, D]`` floats; B may be 0.
+            real: whether they belong to the reference.
+
+        Raises:
+            ValueError: another width, features that are not finite, or ``real`` although statistics were set.
+        """
+        check_features(features, self.num_features)
+        if real and self._reference is not None:
+            raise ValueError("the reference must be either statistics or images, got both; leave out real images")
+        side = "reference" if real else "features"
+        moments = self._moments(side)
+        moments.add(features.detach().double().to(moments.mean.device))
+        setattr(self, f"{side}_count", getattr(self, f"{side}_count") + len(features))
+
+    def statistics(self, real: bool) -> FeatureStatistics:
+        """Of everything seen on all processes, on the CPU; every process must ask.
+
+        Raises:
+            ValueError: fewer than two images.
+        """
+        if real and self._reference is not None:
+            return self._reference
+        side = "reference" if real else "features"
+        with self.sync_context(should_sync=not self._is_synced, should_unsync=not self._is_synced):
+            moments = self._moments(side)
+        if moments.count < 2:
+            raise ValueError(
+                f"a covariance of the {side} needs at least two images, got {moments.count}; call update() with more"
+            )
+        return FeatureStatistics(moments.mean.cpu(), moments.covariance().cpu(), moments.count)
+
+    def compute(self) -> Tensor:
+        """The distance, a float64 scalar.
+
+        Raises:
+            ValueError: fewer than two images on a side.
+        """
+        return torch.tensor(_distance(self.statistics(real=False), self.statistics(real=True)), dtype=torch.float64)
+
+    def _moments(self, side: str) -> Moments:
+        """Views of the state of this process; after a gathering, the merged state of all."""
+        mean, scatter, count = (getattr(self, f"{side}_{part}") for part in ("mean", "scatter", "count"))
+        if mean.ndim == 1:
+            return Moments(mean, scatter, int(count))
+        merged = Moments(torch.zeros_like(mean[0]), torch.zeros_like(scatter[0]), 0)
+        for part in zip(mean, scatter, count.tolist(), strict=True):
+            merged.merge(Moments(*part))
+        return merged
+
+
+def _distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+    if first.mean.shape != second.mean.shape:
         raise ValueError(
-            f"features must be [N, D] and [M, D], got {list(features.shape)} and {list(reference.shape)}; "
+            f"statistics must have equally many features, got {len(first.mean)} and {len(second.mean)}; "
             "take both from one extractor"
         )
-    if min(len(features), len(reference)) < 2:
-        raise ValueError(
-            f"a covariance needs at least two images, got {len(features)} and {len(reference)}; score more of them"
-        )
-    if min(len(features), len(reference)) <= features.shape[1]:
+    fewest, width = min(first.count, second.count), len(first.mean)
+    if fewest < width:
         warnings.warn(
-            f"{min(len(features), len(reference))} images do not determine the covariance of {features.shape[1]} "
-            "features; the distance is too large and depends on the number of images",
-            stacklevel=2,
+            f"{fewest} images do not determine the covariance of {width} features; the distance is too large and "
+            "depends on the number of images",
+            stacklevel=3,
         )
-    first, second = features.double().cpu(), reference.double().cpu()
-    if not bool(first.isfinite().all() and second.isfinite().all()):
-        raise ValueError("features must be finite, got NaN or infinity; check the pictures and the extractor")
-    root = _root(torch.cov(first.T).reshape(2 * first.shape[1:]))
-    other = torch.cov(second.T).reshape(2 * first.shape[1:])
-    between = (first.mean(0) - second.mean(0)).square().sum()
-    shared = _eigenvalues(root @ other @ root).sqrt().sum()
-    return float((between + root.square().sum() + other.trace() - 2 * shared).clamp_min(0))
+    between = (first.mean.cpu() - second.mean.cpu()).square().sum()
+    # The smaller set is factored: its rank bounds that of the product, so no eigenvalue below is zero but for rounding.
+    smaller, larger = sorted((first, second), key=lambda statistics: statistics.count)
+    product = _product(smaller.covariance.cpu(), smaller.count, larger.covariance.cpu())
+    shared = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()
+    spread = first.covariance.trace().cpu() + second.covariance.trace().cpu()
+    return float((between + spread - 2 * shared).clamp_min(0))
 
 
-def _eigenvalues(matrix: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh((matrix + matrix.T) / 2).clamp_min(0)
-
-
-def _root(covariance: Tensor) -> Tensor:
+def _product(covariance: Tensor, count: int, other: Tensor) -> Tensor:
+    """The lower triangle of ``F^T other F`` with ``F F^T = covariance``; F has no more columns than its rank."""
+    rounding = len(covariance) * torch.finfo(covariance.dtype).eps
+    if count > len(covariance):
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if not bool(failed) and bool(factor.diagonal().square().min() > rounding * covariance.diagonal().max()):
+            return _triangular_product(factor, other)
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    kept = values > rounding * values[-1]
+    factor = vectors[:, kept] * values[kept].sqrt()
+    return factor.T @ other @ factor
+
+
+def _triangular_product(factor: Tensor, other: Tensor) -> Tensor:
+    """The lower triangle of ``F^T other F`` of a lower triangular F, with a third of the work of two full products."""
+    product = torch.zeros_like(other)
+    for start in range(0, len(other), _COLUMNS):
+        stop = start + _COLUMNS
+        columns = other[start:, start:] @ factor[start:, start:stop]
+        product[start:, start:stop] = factor[start:, start:].T @ columns
+    return product

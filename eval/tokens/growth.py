@@ -41,7 +41,8 @@ class Growth:
         numbers = {name: getattr(self, name) for name in names}
         decades = [10**power for power in range(9) if 10**power <= self.count]
         curve = {str(n): float(self.types[int(np.searchsorted(self.images, n))]) for n in decades}
-    XX
+        kept = {name: value for name, value in numbers.items() if value is not None}
+        return {**kept, "types_after": curve}
 
 
 def growth(stream: TokenStream) -> Growth:
