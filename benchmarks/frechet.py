@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
 
-from smalti.eval.feature_statistics import FeatureStatistics
-from smalti.eval.frechet import FrechetDistance, statistics_distance
+from smalti.eval.images.feature_statistics import FeatureStatistics
+from smalti.eval.images.frechet import FrechetDistance, statistics_distance
 
 BATCH = 500
 

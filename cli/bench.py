@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ..data.base import ImageSource
 from ..eval.comparison import ComparisonData, compare_tokenizer, comparison_protocol, originals
 from ..eval.comparison_report import write_comparison
-from ..eval.extractor import TeacherFeatures
+from ..eval.images.teacher import TeacherFeatures
 from ..eval.lm_comparison import Scored, read_scored, write_lm_comparison
 from ..eval.sampling_speed import sampling_speed
 from ..eval.variants import write_variants

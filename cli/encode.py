@@ -114,7 +114,7 @@ def encode_pictures(
 
 
 def _write_sheet(path: Path, originals: Tensor, rebuilt: Tensor) -> str:
-    from ..eval.metrics import psnr
+    from ..eval.images.metrics import psnr
     from ..eval.sheets import reconstruction_sheet, save_png
 
     save_png(reconstruction_sheet(originals, rebuilt, columns=min(8, len(originals))), path)

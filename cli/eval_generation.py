@@ -26,9 +26,9 @@ from .outputs import file_target, say
 from .progress import Bar
 
 if TYPE_CHECKING:
-    from ..eval.exports import ImageFiles
-    from ..eval.feature_statistics import Reference
-    from ..eval.picture_sets import PictureSet
+    from ..eval.images.exports import ImageFiles
+    from ..eval.images.feature_statistics import Reference
+    from ..eval.images.picture_sets import PictureSet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
     out = file_target(args.out, "--out", ".json")
     prompts = _prompts(args.prompts) if args.prompts else None
 
-    from ..eval.clip_score import CLIPScorer
-    from ..eval.exports import read_images
-    from ..eval.extractors import load_extractor
-    from ..eval.generation_scores import GenerationSettings, evaluate_generation
+    from ..eval.images.clip_score import CLIPScorer
+    from ..eval.images.exports import read_images
+    from ..eval.images.extractors import load_extractor
+    from ..eval.images.generation import GenerationSettings, evaluate_generation
     from ..eval.protocol import write_result
 
     files = read_images(args.pictures)
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _drawn(files: ImageFiles, limit: int | None) -> PictureSet:
     from ..data.base import Part
-    from ..eval.picture_sets import ArraySource, PictureSet
+    from ..eval.images.picture_sets import ArraySource, PictureSet
 
     source = ArraySource(files)
     name = files.path.absolute().name
@@ -114,9 +114,9 @@ def _drawn(files: ImageFiles, limit: int | None) -> PictureSet:
 
 
 def _reference(args: argparse.Namespace, size: tuple[int, int]) -> Reference | PictureSet:
-    from ..eval.exports import read_images
-    from ..eval.feature_statistics import Reference
-    from ..eval.picture_sets import ArraySource, PictureSet
+    from ..eval.images.exports import read_images
+    from ..eval.images.feature_statistics import Reference
+    from ..eval.images.picture_sets import ArraySource, PictureSet
 
     path: str = args.reference
     if path.endswith(".safetensors"):

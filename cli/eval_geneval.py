@@ -116,8 +116,8 @@ def _score(args: argparse.Namespace) -> int:
 
     samples = read_layout(args.folder, per_prompt=args.per_prompt or PER_PROMPT, rewritten=args.rewritten)
 
-    from ..eval.clip_colors import ClipColors
-    from ..eval.detection import colors_in, load_detector
+    from ..eval.detection.clip_colors import ClipColors
+    from ..eval.detection.detectors import colors_in, load_detector
     from ..eval.geneval_results import Rules, Scorer, judge_samples, run_protocol, write_results
     from ..eval.protocol import file_hash, text_hash
 

@@ -19,7 +19,7 @@ from .outputs import file_target, say
 if TYPE_CHECKING:
     from ..data.base import ImageSource
     from ..data.transforms import Crop
-    from ..eval.picture_sets import Levels
+    from ..eval.images.picture_sets import Levels
     from ..eval.presets import Preset
 
 #: What stands for the embedded world in place of a path.
@@ -109,7 +109,7 @@ def picture_source(paths: Sequence[str], limit: int | None) -> ImageSource:
         ValueError: a folder or a tar without pictures.
     """
     from ..data.base import Part
-    from ..eval.picture_sets import Files, Joined
+    from ..eval.images.picture_sets import Files, Joined
 
     sources: list[ImageSource] = []
     for single, found in [(single, list(group)) for single, group in groupby(paths, _is_single)]:
@@ -166,7 +166,7 @@ def export_target(given: str | None, option: str) -> Path | None:
 
 def write_export(place: Path, pictures: Iterator[Levels], count: int) -> None:
     """Write uint8 ``[H, W, 3]`` arrays where `export_target` said, each place whole or not at all."""
-    from ..eval.exports import write_adm, write_png_folder
+    from ..eval.images.exports import write_adm, write_png_folder
 
     if place.suffix.lower() == ".npz":
         write_adm(place, pictures, count)

@@ -26,8 +26,8 @@ from .outputs import file_target, say
 from .progress import Bar
 
 if TYPE_CHECKING:
-    from ..eval.picture_sets import Levels
-    from ..eval.reconstruction import Sink
+    from ..eval.images.picture_sets import Levels
+    from ..eval.images.reconstruction import Sink
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,11 +69,11 @@ def run(args: argparse.Namespace) -> int:
     source = picture_source(args.pictures, args.limit)
     chosen_crop(args, 1)  # a wrong filter is told before anything is loaded
 
-    from ..eval.extractors import load_extractor
-    from ..eval.feature_statistics import Reference
-    from ..eval.picture_sets import PictureSet
+    from ..eval.images.extractors import load_extractor
+    from ..eval.images.feature_statistics import Reference
+    from ..eval.images.picture_sets import PictureSet
+    from ..eval.images.reconstruction import ReconstructionSettings, evaluate_reconstruction
     from ..eval.protocol import write_result
-    from ..eval.reconstruction import ReconstructionSettings, evaluate_reconstruction
     from ..tokenizers.perceptual import LPIPS
 
     device = choose_device(args.device)
@@ -125,7 +125,7 @@ def _sink(places: list[Path], count: int) -> Sink | None:
         return None
 
     def write(pictures: Iterator[Levels]) -> None:
-        from ..eval.exports import read_images
+        from ..eval.images.exports import read_images
 
         write_export(places[0], pictures, count)
         for place in places[1:]:

@@ -21,8 +21,8 @@ from .outputs import file_target, say
 from .progress import Bar
 
 if TYPE_CHECKING:
-    from ..eval.extractors import FeatureExtractor
-    from ..eval.feature_statistics import Reference
+    from ..eval.images.extractors import FeatureExtractor
+    from ..eval.images.feature_statistics import Reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     out = file_target(args.out, "--out", ".safetensors")
     _check(args)
 
-    from ..eval.extractors import load_extractor
+    from ..eval.images.extractors import load_extractor
 
     device = choose_device(args.device)
     quiet()
@@ -81,7 +81,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _converted(args: argparse.Namespace, extractor: FeatureExtractor) -> Reference:
-    from ..eval.feature_statistics import Reference
+    from ..eval.images.feature_statistics import Reference
 
     return Reference.from_adm(
         args.from_adm,
@@ -94,8 +94,8 @@ def _converted(args: argparse.Namespace, extractor: FeatureExtractor) -> Referen
 
 
 def _measured(args: argparse.Namespace, extractor: FeatureExtractor, device: str) -> Reference:
-    from ..eval.generation_scores import reference_of
-    from ..eval.picture_sets import PictureSet
+    from ..eval.images.generation import reference_of
+    from ..eval.images.picture_sets import PictureSet
 
     crop = None if args.size is None else chosen_crop(args, args.size)
     pictures = PictureSet(picture_source(args.pictures, args.limit), dataset_name(args.pictures, args.dataset), crop)

@@ -149,7 +149,7 @@ def _pictures(args: argparse.Namespace) -> _Coded:
     import torch
 
     from ..data.transforms import Crop, from_uint8
-    from ..eval.picture_sets import ContentHash, PictureSet
+    from ..eval.images.picture_sets import ContentHash, PictureSet
     from ..tokenizers.codes import Codes
 
     Crop(1, filter=args.filter)  # a wrong filter is told before anything is loaded

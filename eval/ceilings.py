@@ -17,7 +17,7 @@ from ..data.scene_prompts import prompts, prompts_sha256
 from ..data.scene_world import World
 from ..data.transforms import from_uint8, to_uint8
 from ..tokenizers.base import VisualTokenizer
-from .metrics import psnr, ssim
+from .images.metrics import psnr, ssim
 from .protocol import QUANTISER, Protocol
 from .scene_eval import SceneScores, ceiling
 

@@ -17,9 +17,9 @@ from ..data.transforms import Crop
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
 from .ceilings import CEILING_TASK, tokenizer_ceiling
-from .extractor import TeacherFeatures, zero_shot
-from .frechet import frechet_distance
-from .metrics import ReconstructionMetrics
+from .images.frechet import frechet_distance
+from .images.metrics import ReconstructionMetrics
+from .images.teacher import TeacherFeatures, zero_shot
 from .probe import linear_probe
 from .protocol import Protocol, text_hash
 from .speed import measured

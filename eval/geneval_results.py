@@ -20,8 +20,8 @@ from .protocol import Protocol, text_hash
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .detected import Detected
-    from .detection import Detector
+    from .detection.detected import Detected
+    from .detection.detectors import Detector
 
 _FIELDS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.files import atomic_file
 from ..data.transforms import to_pil
-from .metrics import psnr
+from .images.metrics import psnr
 
 Pictures = Sequence[Image.Image] | npt.NDArray[np.uint8]
 

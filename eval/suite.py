@@ -27,7 +27,7 @@ from ..generation.pipeline import TextToImagePipeline
 from ..generation.sampler import model_order
 from ..generation.sampling import Sampling, model_sampling
 from ..tokenizers.base import VisualTokenizer
-from .metrics import ReconstructionMetrics
+from .images.metrics import ReconstructionMetrics
 from .protocol import Protocol, state_hash, text_hash, write_result
 from .qa import blind_baseline, score_answers
 from .scene_captions import score_captions

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.cli.main import main
-from smalti.eval import clip_colors, detection
-from smalti.eval.detected import Detected
+from smalti.eval.detection import clip_colors
+from smalti.eval.detection import detectors as detection
+from smalti.eval.detection.detected import Detected
 from smalti.eval.geneval_prompts import COCO_NAMES, GENEVAL_SHA256, geneval_prompts
 from smalti.eval.protocol import read_result
 

@@ -13,12 +13,12 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, ViTConf
 
 from smalti.data.scenes import Scenes
 from smalti.data.transforms import Crop, to_tensor
-from smalti.eval import extractors
-from smalti.eval.clip_score import CLIPScorer
-from smalti.eval.exports import read_images, write_adm, write_png_folder
-from smalti.eval.extractors import load_extractor
-from smalti.eval.feature_statistics import Reference
-from smalti.eval.frechet import frechet_distance
+from smalti.eval.images import extractors
+from smalti.eval.images.clip_score import CLIPScorer
+from smalti.eval.images.exports import read_images, write_adm, write_png_folder
+from smalti.eval.images.extractors import load_extractor
+from smalti.eval.images.feature_statistics import Reference
+from smalti.eval.images.frechet import frechet_distance
 from smalti.eval.protocol import file_hash, read_result, text_hash
 
 SIDE = 16

@@ -5,7 +5,7 @@ import torch
 
 from smalti.data.scene_world import World
 from smalti.eval.ceilings import CEILING_TASK, ceiling_protocol, tokenizer_ceiling
-from smalti.eval.metrics import PSNR_CAP
+from smalti.eval.images.metrics import PSNR_CAP
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.quantizers import VectorQuantizer
 from smalti.tokenizers.vq import VQTokenizer

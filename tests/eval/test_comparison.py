@@ -15,9 +15,9 @@ from smalti.data.scenes import Scenes
 from smalti.eval.ceilings import tokenizer_ceiling
 from smalti.eval.comparison import ComparisonData, compare_tokenizer, comparison_protocol, originals
 from smalti.eval.comparison_report import write_comparison
-from smalti.eval.extractor import TeacherFeatures, zero_shot
-from smalti.eval.frechet import frechet_distance
-from smalti.eval.metrics import psnr
+from smalti.eval.images.frechet import frechet_distance
+from smalti.eval.images.metrics import psnr
+from smalti.eval.images.teacher import TeacherFeatures, zero_shot
 from smalti.eval.speed import measure, measured
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.base import VisualTokenizer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from smalti.eval.detected import Detected
+from smalti.eval.detection.detected import Detected
 from smalti.eval.geneval import Classify, Detection, TaskScore, Verdict
 from smalti.eval.geneval_folder import Sample, read_layout, write_samples
 from smalti.eval.geneval_prompts import COCO_NAMES, GENEVAL_SHA256, geneval_prompts

@@ -77,7 +77,9 @@ def test_differences_are_named_to_the_leaf():
 def test_unlike_protocols_are_not_compared():
     require_alike(protocol(), protocol())
     require_alike(protocol(), protocol(filter="box"), ignore=("filter",))
-    with pytest.raises(ValueError, match=r"one protocol, got count 64 and 50, filter None and 'box'; evaluate both alike"):
+    with pytest.raises(
+        ValueError, match=r"one protocol, got count 64 and 50, filter None and 'box'; evaluate both alike"
+    ):
         require_alike(protocol(), protocol(count=50, filter="box"))
 
 

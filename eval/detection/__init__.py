@@ -1,0 +1,1 @@
+"""Neural detectors and colour classifiers of everyday pictures, for GenEval's rules."""

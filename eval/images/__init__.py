@@ -1,0 +1,1 @@
+"""Scores of pictures: sets against sets, pairs of pictures, pictures against prompts."""
