@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from difflib import get_close_matches
-from importlib import import_module
-
-from .arguments import Parser
-from .errors import UsageError
+from .dispatch import chosen, overview, run_chosen
 
 #: What is scored: the module that does it, and its line of help.
 KINDS = {
@@ -33,26 +28,8 @@ def run_kind(arguments: list[str]) -> int:
     """
     name = arguments[1] if len(arguments) > 1 else "--help"
     if name.startswith("-"):
-        _parser().parse_args([name])
+        text = "Scores, each written to a file with the protocol it was measured under."
+        overview("smalti eval", KINDS, text, "kind").parse_args([name])
         return 0
-    if name not in KINDS:
-        near = get_close_matches(name, KINDS, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(KINDS)}"
-        raise UsageError(f"smalti eval cannot score {name!r}; {hint}")
-    module_name, summary = KINDS[name]
-    module = import_module(f".{module_name}", __package__)
-    parser = Parser(f"smalti eval {name}", description=summary)
-    module.add_arguments(parser)
-    return int(module.run(parser.parse_args(arguments[2:])))
-
-
-def _parser() -> argparse.ArgumentParser:
-    width = max(map(len, KINDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in KINDS.items()]
-    return Parser(
-        "smalti eval",
-        usage="smalti eval <kind> [options]",
-        description="Scores, each written to a file with the protocol it was measured under.",
-        epilog="kinds:\n" + "\n".join(lines) + "\n\nsmalti eval <kind> --help says more about one of them.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    module = chosen(KINDS, name, f"smalti eval cannot score {name!r}")
+    return run_chosen(f"smalti eval {name}", KINDS, module, arguments[2:])

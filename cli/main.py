@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
-from importlib import import_module
 from importlib.metadata import version
 
-from .arguments import Parser
-from .errors import UsageError, one_line
+from .dispatch import chosen, overview, run_chosen
+from .errors import one_line
 
 #: Sub-commands: the module that runs each, and its line of help.
 COMMANDS = {
@@ -63,29 +61,15 @@ def _run(arguments: list[str]) -> int:
     if name.startswith("-"):
         _parser().parse_args(arguments or ["--help"])
         return 0
-    if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(COMMANDS)}"
-        raise UsageError(f"{name!r} is not a command; {hint}")
-    module_name, summary = COMMANDS[name]
-    module = import_module(f".{module_name}", __package__)
-    if module_name in _PARSES_ITSELF:
-        return int(getattr(module, _PARSES_ITSELF[module_name])(arguments))
-    parser = Parser(f"smalti {name}", description=summary)
-    module.add_arguments(parser)
-    return int(module.run(parser.parse_args(arguments[1:])))
+    module = chosen(COMMANDS, name, f"{name!r} is not a command")
+    if itself := _PARSES_ITSELF.get(COMMANDS[name][0]):
+        return int(getattr(module, itself)(arguments))
+    return run_chosen(f"smalti {name}", COMMANDS, module, arguments[1:])
 
 
 def _parser() -> argparse.ArgumentParser:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
-    parser = Parser(
-        "smalti",
-        usage="smalti <command> [options]",
-        description="Images to discrete visual tokens a language model can read and write, and back to pixels.",
-        epilog="commands:\n" + "\n".join(lines) + "\n\nsmalti <command> --help says more about one of them.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = "Images to discrete visual tokens a language model can read and write, and back to pixels."
+    parser = overview("smalti", COMMANDS, text)
     parser.add_argument("--version", action="version", version=f"smalti {version('smalti')}")
     parser.add_argument("--debug", action="store_true", help="with any command: show the traceback of an error")
     return parser
