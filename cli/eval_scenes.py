@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=number(least=0), default=0, help="of prompts, renders and drawing (default: 0)")
     parser.add_argument("--batch", type=number(least=1), default=64, help="pictures handled together (default: 64)")
     parser.add_argument("--preset", metavar="NAME", help="published protocol, e.g. scenes-v1; refuse another")
+    told = "training scenes in which copies of the drawn pictures are looked for (default: 1000; 0: none)"
+    parser.add_argument("--training", type=number(least=0), default=1000, metavar="N", help=told)
     told = "result file (default: scenes.json); a sheet of pictures is written beside it"
     parser.add_argument("--out", default="scenes.json", help=told)
     add_device(parser)
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace, out: Path, preset: Preset | None) -> int:
-    from ..eval.picture_scores import described, measure_pictures, picture_protocol
+    from ..data.scene_world import World
+    from ..eval.picture_scores import described, measure_pictures, memory_scores, picture_protocol
     from ..eval.protocol import write_result
     from ..eval.sheets import save_png
     from ..eval.suite import SuiteSettings
@@ -63,7 +66,9 @@ def _model(args: argparse.Namespace, out: Path, preset: Preset | None) -> int:
         preset.check(protocol)  # before the drawing, which takes longest
         protocol = replace(protocol, preset=preset.name)
     found = measure_pictures(pipeline, settings)
-    scores, sheet = found.scores, out.with_suffix(".samples.png")
+    scores, sheet = dict(found.scores), out.with_suffix(".samples.png")
+    if args.training:
+        scores["memory"] = memory_scores(found.images, World.named(args.world), args.training, args.seed)
     write_result(out, scores, protocol, described(pipeline))
     save_png(found.sheet(), sheet)
     scene: dict[str, Any] = scores["scene_eval"]
@@ -78,6 +83,11 @@ def _model(args: argparse.Namespace, out: Path, preset: Preset | None) -> int:
     }.items():
         say(f"  {name.replace('_', '-'):<10}  {value:.3f}")
     say("  " + ", ".join(f"{task} {score:.3f}" for task, score in scene["tasks"].items()))
+    if args.training:
+        memory = scores["memory"]
+        say(f"  copies of {args.training:,} training pictures: {memory['copies']}")
+        away, fresh = memory["nearest"], memory["nearest_render"]
+        say(f"  nearest training picture: {away:.1f} levels off in the median, of fresh renders {fresh:.1f}")
     say(f"wrote {out}, {sheet}")
     return 0
 

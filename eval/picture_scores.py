@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -15,7 +16,8 @@ from ..data.scene_prompts import prompts, prompts_sha256
 from ..data.scene_world import World
 from ..generation.pictures import PicturePipeline
 from .protocol import Protocol, state_hash, text_hash, write_result
-from .scene_eval import SceneScores, score_images
+from .scene_eval import SceneScores, render_prompt, score_images
+from .scene_memory import nearest_training
 from .sheets import sample_sheet, save_png
 from .suite import Images, SuiteSettings, draw_prompts, scene_scores, spread
 
@@ -43,6 +45,31 @@ def score_pictures(pipeline: PicturePipeline, folder: str | Path, settings: Suit
     write_result(Path(folder) / "scores.json", found.scores, protocol, described(pipeline))
     save_png(found.sheet(), Path(folder) / "samples.png")
     return found.scores
+
+
+def memory_scores(images: Images, world: World, count: int, seed: int = 0) -> dict[str, float]:
+    """How near drawn pictures are to training's, beside renders of the same prompts that nobody can have remembered.
+
+    Args:
+        images: ``(P * n, size, size, 3)``, n of each prompt of the world.
+        world: that the model was trained on.
+        count: training pictures looked through, from the first one.
+        seed: of the prompts and the renders.
+
+    Returns:
+        ``nearest`` and ``nearest_render``, medians of the root mean square difference in levels to the nearest training
+        picture, ``copies``, drawn pictures within one level of one, and ``training_pictures``.
+    """
+    entries = prompts(world, seed)
+    streams = ((entry, np.random.default_rng([seed, at])) for at, entry in enumerate(entries))
+    renders = np.stack([render_prompt(entry, world, stream) for entry, stream in streams])
+    drawn, fresh = (nearest_training(pictures, world, count).distances for pictures in (images, renders))
+    return {
+        "nearest": float(np.median(drawn)),
+        "nearest_render": float(np.median(fresh)),
+        "copies": int((drawn < 1).sum()),
+        "training_pictures": count,
+    }
 
 
 def measure_pictures(pipeline: PicturePipeline, settings: SuiteSettings) -> PictureScores:

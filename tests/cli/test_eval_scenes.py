@@ -43,8 +43,10 @@ def few(monkeypatch):
 def test_a_model_stands_beside_every_baseline(drawer, tmp_path, capsys):
     out = tmp_path / "s.json"
     command = ["eval", "scenes", "--model", str(drawer), "--world", "small", "--per-prompt", "1", "--out", str(out)]
-    assert main(command) == 0
+    assert main([*command, "--training", "50"]) == 0
     said = capsys.readouterr().out
+    assert "copies of 50 training pictures: 0" in said
+    assert read_result(out).scores["memory"]["training_pictures"] == 50
     assert said.startswith("SceneEval (GenEval rules), 19 pictures")
     for name in ("this model", "oracle      1.000", "ceiling", "chance", "near-miss   0.000", "untrained", "strict"):
         assert name in said

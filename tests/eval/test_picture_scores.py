@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from smalti.data.scene_prompts import prompts
+from smalti.data.scene_render import render
 from smalti.data.scene_world import World
+from smalti.data.scenes import sample_scene
 from smalti.data.transforms import from_uint8
 from smalti.eval import picture_scores
-from smalti.eval.picture_scores import score_pictures
+from smalti.eval.picture_scores import memory_scores, score_pictures
 from smalti.eval.protocol import read_result
 from smalti.eval.scene_eval import render_prompt
 from smalti.eval.suite import SuiteSettings
@@ -149,3 +151,12 @@ def test_pictures_of_another_size_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="30"):
         score_pictures(blank, tmp_path, SETTINGS)
     assert not [*tmp_path.iterdir()]
+
+
+def test_copies_of_training_pictures_are_counted():
+    copies = np.stack([render(sample_scene(WORLD, "train", index), WORLD) for index in (3, 7)])
+    grays = np.full_like(copies[:1], 128)
+    scores = memory_scores(np.concatenate([copies, grays]), WORLD, 10)
+    assert (scores["copies"], scores["nearest"], scores["training_pictures"]) == (2, 0.0, 10)
+    assert scores["nearest_render"] > 5
+    assert memory_scores(copies, WORLD, 3)["copies"] == 0  # the first three do not hold them
