@@ -14,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("result", nargs="+", help="result files (JSON) of smalti eval, run or bench")
     told = "field of the protocol that may differ, e.g. versions or sampler.order; may be repeated"
     parser.add_argument("--ignore", action="append", default=[], metavar="FIELD", help=told)
-    parser.add_argument("--scores", nargs="+", default=[], metavar="NAME", help="scores to show (default: all)")
+    told = "score to show, or group of scores; may be repeated (default: all)"
+    parser.add_argument("--scores", action="append", default=[], metavar="NAME", help=told)
     parser.add_argument("--out", metavar="MD", help="also write the table to a Markdown file")
 
 

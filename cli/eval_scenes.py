@@ -69,7 +69,7 @@ def _model(args: argparse.Namespace, out: Path, preset: Preset | None) -> int:
     scores, sheet = dict(found.scores), out.with_suffix(".samples.png")
     if args.training:
         scores["memory"] = memory_scores(found.images, World.named(args.world), args.training, args.seed)
-    write_result(out, scores, protocol, described(pipeline))
+    write_result(out, scores, protocol, described(pipeline, settings))
     save_png(found.sheet(), sheet)
     scene: dict[str, Any] = scores["scene_eval"]
     low, high = scene["interval"]["low"], scene["interval"]["high"]
@@ -114,7 +114,9 @@ def _ceiling(args: argparse.Namespace, out: Path, preset: Preset | None) -> int:
         )
     scores = found.to_dict()
     protocol = ceiling_protocol(tokenizer, args.world, args.per_prompt, args.seed)
-    write_result(out, scores, protocol, {"tokenizer": tokenizer.fingerprint()})
+    write_result(
+        out, scores, protocol, {"tokenizer": type(tokenizer).__name__, "tokenizer_fingerprint": tokenizer.fingerprint()}
+    )
     low, high = scores["interval"]["low"], scores["interval"]["high"]
     say(f"{type(tokenizer).__name__} on {protocol.count:,} renders of the {args.world} world")
     say(f"  ceiling  {scores['ceiling']:.3f}  (95 % {low:.3f} to {high:.3f}), strict {scores['strict']:.3f}")

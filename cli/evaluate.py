@@ -12,6 +12,7 @@ KINDS = {
     "scenes": ("eval_scenes", "a model on SceneEval beside all of its baselines, or the ceiling of a tokenizer"),
     "geneval": ("eval_geneval", "pictures of the 553 GenEval prompts: write the prompts, judge the pictures"),
     "understanding": ("eval_understanding", "answers to POPE, VQAv2, GQA, TextVQA, MME, SEED-Bench, MMBench, captions"),
+    "presets": ("eval_presets", "list the published protocols that --preset checks"),
     "tokens": ("eval_tokens", "the language that codes form: Zipf, entropy, innovation, compression, n-grams, grammar"),
 }
 

@@ -12,7 +12,9 @@ from .outputs import file_target, say
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti report``."""
-    told = "results (.json), verdicts on pictures (.jsonl of smalti eval geneval), pictures (.png), folders of them"
+    told = (
+        "results (.json), verdicts on pictures (.jsonl of smalti eval geneval), pictures (.png); or folders of results"
+    )
     parser.add_argument("result", nargs="+", help=told)
     parser.add_argument("--out", default="report.html", metavar="HTML", help="the page (default: report.html)")
     parser.add_argument("--title", default="Results", help="of the page (default: Results)")
@@ -44,7 +46,8 @@ def _files(path: Path) -> list[Path]:
     """The file, or the results in a folder."""
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.glob("*.json") if '"protocol"' in file.read_text(encoding="utf-8"))
+    files = (file for file in path.glob("*.json") if file.is_file())
+    found = sorted(file for file in files if '"protocol"' in file.read_text(encoding="utf-8", errors="replace"))
     if not found:
         raise UsageError(f"{path} must hold result files (.json with scores and a protocol), got none; name the files")
     return found

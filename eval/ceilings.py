@@ -17,6 +17,7 @@ from ..data.scene_prompts import prompts, prompts_sha256
 from ..data.scene_world import World
 from ..data.transforms import from_uint8, to_uint8
 from ..tokenizers.base import VisualTokenizer
+from .detector import THRESHOLDS
 from .images.metrics import psnr, ssim
 from .protocol import QUANTISER, Protocol
 from .scene_eval import SceneScores, ceiling
@@ -78,10 +79,11 @@ def tokenizer_ceiling(
             f"{tokenizer.image_size[0]}x{tokenizer.image_size[1]}; name the world that it was trained on"
         )
     entries, ratios, similarities = prompts(world, seed), list[Tensor](), list[Tensor]()
+    generator = torch.Generator().manual_seed(seed)
 
     def roundtrip(images: Tensor) -> Tensor:
         codes = tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype))
-        levels = from_uint8(to_uint8(tokenizer.decode(codes).float().cpu()))
+        levels = from_uint8(to_uint8(tokenizer.decode(codes, generator).float().cpu()))
         ratios.append(psnr(levels, images))
         similarities.append(ssim(levels, images))
         if progress is not None:
@@ -112,7 +114,7 @@ def ceiling_protocol(
         prompts_hash=prompts_sha256(entries),
         rewritten=False,
         sampler={"per_prompt": per_prompt},
-        extra={"world": world.to_dict()},
+        extra={"world": world.to_dict(), "thresholds": dict(THRESHOLDS)},
     )
 
 

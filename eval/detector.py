@@ -21,6 +21,8 @@ Ints = NDArray[np.int64]
 
 THRESHOLD = 0.75
 COUNTING_THRESHOLD = 0.80
+#: What moves every score besides the pictures, for a protocol; chosen on corrupted renders and frozen since.
+THRESHOLDS = {"score": THRESHOLD, "counting": COUNTING_THRESHOLD}
 
 _SIDE = 24  # samples along each side of a descriptor
 _MARGIN = 0.14  # of the box; without it a square's descriptor is constant and correlates with nothing

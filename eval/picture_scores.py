@@ -15,7 +15,8 @@ from torch import nn
 from ..data.scene_prompts import prompts, prompts_sha256
 from ..data.scene_world import World
 from ..generation.pictures import PicturePipeline
-from .protocol import Protocol, state_hash, text_hash, write_result
+from .detector import THRESHOLDS
+from .protocol import Protocol, state_hash, write_result
 from .scene_eval import SceneScores, render_prompt, score_images
 from .scene_memory import nearest_training
 from .sheets import sample_sheet, save_png
@@ -42,7 +43,7 @@ def score_pictures(pipeline: PicturePipeline, folder: str | Path, settings: Suit
     """Measure as `measure_pictures`, write ``scores.json`` and ``samples.png`` to a folder, and return the scores."""
     found = measure_pictures(pipeline, settings)
     protocol = picture_protocol(pipeline, settings)
-    write_result(Path(folder) / "scores.json", found.scores, protocol, described(pipeline))
+    write_result(Path(folder) / "scores.json", found.scores, protocol, described(pipeline, settings))
     save_png(found.sheet(), Path(folder) / "samples.png")
     return found.scores
 
@@ -109,7 +110,7 @@ def picture_protocol(pipeline: PicturePipeline, settings: SuiteSettings) -> Prot
     return Protocol(
         task="SceneEval (GenEval rules)",
         dataset=f"scenes-{settings.world}",
-        dataset_hash=text_hash(entry["prompt"] for entry in entries),
+        dataset_hash=prompts_sha256(entries),
         count=len(entries) * settings.per_prompt,
         dtype=str(pipeline.dtype).removeprefix("torch."),
         seed=settings.seed,
@@ -119,17 +120,16 @@ def picture_protocol(pipeline: PicturePipeline, settings: SuiteSettings) -> Prot
         prompts_hash=prompts_sha256(entries),
         rewritten=False,
         sampler={"kind": type(own).__name__, **asdict(own), "per_prompt": settings.per_prompt},
-        extra={
-            "world": world.to_dict(),
-            "speed": f"batches of {settings.batch_size}, {torch.get_num_threads()} threads",
-        },
+        extra={"world": world.to_dict(), "thresholds": dict(THRESHOLDS)},
     )
 
 
-def described(pipeline: PicturePipeline) -> dict[str, str]:
-    """The model by the hashes of its parts."""
+def described(pipeline: PicturePipeline, settings: SuiteSettings) -> dict[str, str]:
+    """The model by the hashes of its parts, and what it was timed on."""
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     found = {"pipeline": type(pipeline).__name__}
     for name, part in parts.items():
         found |= {name: type(part).__name__, f"{name}_hash": state_hash(part.state_dict())[:16]}
-    return found
+    device = next(weights.device for part in parts.values() for weights in part.parameters())
+    timed = f"{device}, batches of {settings.batch_size}, {torch.get_num_threads()} threads"
+    return {**found, "timed_on": timed}

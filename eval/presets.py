@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from ..data.scene_prompts import prompts, prompts_sha256
-from ..data.scene_world import World
 from ..data.transforms import Crop
+from .detector import THRESHOLDS
 from .geneval_prompts import GENEVAL_SHA256
 from .protocol import QUANTISER, Protocol, flat
 
+IMAGENET_TRAIN = 1_281_167  #: pictures behind the training set's statistics
+SCENES_V1_SHA256 = "183e00a2470d46e52460129293580e4170bafeee738ad276a16c0a97cf166a8c"  #: its prompts as JSONL
 INCEPTION_SHA256 = "6726825d"  #: first digits of the TF1-compatible Inception's file (pytorch-fid, torch-fidelity)
 
 
@@ -66,13 +67,18 @@ def get_preset(name: str) -> Preset:
 
 
 def _adm_256() -> Preset:
+    crop = Crop(256, "adm").describe()
     return Preset(
         "adm-256",
         "gFID of 50,000 class-conditional ImageNet samples of 256 pixels against training-set statistics (ADM, arXiv "
         "2105.05233; LlamaGen, VAR, NAR and PAR use it)",
         "generation",
         50_000,
-        {"crop": {"size": [256, 256], "mode": "none"}, "extra": {"reference_split": "train"}},
+        {
+            "crop": {"size": [256, 256], "mode": "none"},
+            "dtype": "float32",
+            "extra": {"reference_split": "train", "reference_count": IMAGENET_TRAIN, "reference_crop": crop},
+        },
         {"weights_hash": INCEPTION_SHA256},
         {"size": 256, "count": 50_000},
     )
@@ -86,7 +92,12 @@ def _val50k() -> Preset:
         "(LlamaGen, arXiv 2406.06525)",
         "reconstruction",
         50_000,
-        {"crop": crop.describe(), "quantiser": QUANTISER, "extra": {"reference_split": "originals"}},
+        {
+            "crop": crop.describe(),
+            "dtype": "float32",
+            "quantiser": QUANTISER,
+            "extra": {"reference_split": "originals"},
+        },
         {"weights_hash": INCEPTION_SHA256},
         {"size": 256, "crop": "adm", "count": 50_000},
     )
@@ -100,19 +111,21 @@ def _geneval(name: str, rewritten: bool) -> Preset:
         "GenEval",
         2212,
         {"prompts_hash": GENEVAL_SHA256, "rewritten": rewritten, "sampler": {"per_prompt": 4}},
-        defaults={"per_prompt": 4},
     )
 
 
 def _scenes_v1() -> Preset:
-    entries = prompts(World.named("full"), 0)
     return Preset(
         "scenes-v1",
         "SceneEval (GenEval rules) on the full embedded world: 332 prompts of seed 0, four pictures each",
         "SceneEval (GenEval rules)",
-        4 * len(entries),
-        {"prompts_hash": prompts_sha256(entries), "rewritten": False, "sampler": {"per_prompt": 4}},
-        defaults={"per_prompt": 4},
+        1328,
+        {
+            "prompts_hash": SCENES_V1_SHA256,
+            "rewritten": False,
+            "sampler": {"per_prompt": 4},
+            "extra": {"thresholds": dict(THRESHOLDS)},
+        },
     )
 
 

@@ -64,7 +64,7 @@ class Protocol:
     weights_hash: str | None = None  #: of the extractor's weights
     prompts_hash: str | None = None  #: SHA-256 of the prompt file (JSONL) in its order
     rewritten: bool | None = None  #: whether another model rewrote the prompts
-    preset: str | None = None  #: name of the published protocol that this one was checked against
+    preset: str | None = None  #: name of the published protocol that this one was checked against; decides nothing
     sampler: Mapping[str, Any] | None = None  #: order, temperature, top-k, guidance, images per prompt, ...
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])  #: what only this task has: thresholds, ...
     versions: Mapping[str, str] = field(default_factory=versions)  #: software
@@ -72,6 +72,8 @@ class Protocol:
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, _plain(getattr(self, item.name), item.name))
+        if not isinstance(self.count, int):
+            raise TypeError(f"protocol count must be a whole number, got {self.count!r}; count what was scored")
         if self.count < 1:
             raise ValueError(f"protocol count must be at least 1, got {self.count}; score something first")
 
@@ -102,10 +104,11 @@ class Protocol:
 
         Args:
             other: the protocol to compare with.
-            ignore: fields to leave out: a whole field (``versions``) or a dotted one.
+            ignore: fields to leave out, whole ones (``versions``) or parts of them (``extra.world``, ``crop.size``).
         """
         mine, theirs = flat(self.to_dict()), flat(other.to_dict())
-        names = [name for name in mine | theirs if name not in ignore and name.split(".")[0] not in ignore]
+        left_out = {"preset", *ignore}
+        names = [name for name in mine | theirs if left_out.isdisjoint(paths(name))]
         pairs = {name: (mine.get(name), theirs.get(name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -147,11 +150,7 @@ def write_result(path: str | Path, scores: Scores, protocol: Protocol, model: Ma
         ValueError: if a score is NaN or infinite, or named ``model`` or ``protocol``; the message names it.
         TypeError: if a score is not a number.
     """
-    for name, value in flat(scores).items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"score {name} must be a number, got {type(value).__name__}; convert it with float()")
-        if not math.isfinite(value):
-            raise ValueError(f"score {name} must be finite, got {value}; find out why before writing it down")
+    _check_scores(scores)
     taken = sorted({"model", "protocol"} & set(scores))
     if taken:
         raise ValueError(f"a result keeps {taken[0]!r} for itself, got a score of that name; rename the score")
@@ -176,9 +175,13 @@ def read_result(path: str | Path) -> Result:
         raise ValueError(f"expected JSON in {path}, got text that does not parse; evaluate again") from error
     content = cast("dict[str, Any]", record) if isinstance(record, dict) else {}
     protocol, model = content.pop("protocol", None), content.pop("model", {})
-    if not isinstance(protocol, dict) or not content:
+    if not isinstance(protocol, dict) or not isinstance(model, dict) or not content:
         raise ValueError(f"expected scores and a protocol in {path}, got something else; evaluate again")
-    return Result(content, Protocol.from_dict(protocol), model)
+    try:
+        _check_scores(content)
+        return Result(content, Protocol.from_dict(protocol), model)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no result: {error}") from error
 
 
 def file_hash(path: str | Path) -> str:
@@ -261,6 +264,20 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
+
+
+def _check_scores(scores: Mapping[str, Any]) -> None:
+    for name, value in flat(scores).items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"score {name} must be a number, got {type(value).__name__}; convert it with float()")
+        if not math.isfinite(value):
+            raise ValueError(f"score {name} must be finite, got {value}; find out why before writing it down")
+
+
+def paths(name: str) -> list[str]:
+    """A dotted name and every name above it: ``a.b.c``, ``a.b``, ``a``."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def _short(value: object) -> str:

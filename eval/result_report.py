@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from .tables import Table
 
 _SHOWN = 48  # judged pictures of one file
 _CARDS = 4  # scores of one result that get a card of their own
+_COUNTS = ("count", "images", "prompts", "capped", "tokens", "bits")
+_FIRST = ("rfid", "fid")  # the scores that are quoted first
 _PARTS = ("reconstructions", "samples", "answers", "captions", "codebooks", "tasks", "notes")
 #: What other scores of a result mean beside the first ones: ends of the scale and guesses.
 _BASELINES = ("blind", "chance", "untrained", "ceiling", "oracle", "near_miss", "strict", "uniform")
@@ -89,12 +92,8 @@ def result_report(title: str, found: Evidences) -> Report:
         tables={_named(group): _table({name: found.results[name] for name in group}) for group in groups},
         protocols={_named(group): found.results[group[0]].protocol for group in groups},
         bars=_bars(groups, found.results),
-        charts=_charts(found.results),
-        tasks=[
-            task
-            for name, result in found.results.items()
-            for task in _judged_tasks(name, result, len(found.results) == 1)
-        ],
+        charts=[chart for group in groups for chart in _charts(group, found.results, len(groups) == 1)],
+        tasks=_judged_tasks(next(iter(found.results.values()))) if len(found.results) == 1 else (),
         samples=[sample for samples in found.judged.values() for sample in samples],
         sheets=found.sheets,
         notes=_unlike(groups, found.results),
@@ -104,13 +103,13 @@ def result_report(title: str, found: Evidences) -> Report:
 
 
 def _page(name: str, found: Evidences) -> Report:
-    """What a model of scenes drew and said; among several models each line says whose it is, and none is asked."""
+    """What a model of scenes drew and said; among several models each line says whose it is."""
     page = scene_report(name, found.results[name], found.scenes[name])
     if len(found.scenes) == 1:
         return page
     return replace(
         page,
-        tasks=[replace(task, name=f"{name}: {task.name}") for task in page.tasks],
+        tasks=(),
         reconstructions=[replace(pair, label=f"{name} {pair.label}".rstrip()) for pair in page.reconstructions],
         samples=[replace(sample, prompt=f"{name}: {sample.prompt}") for sample in page.samples],
         codebooks=[replace(book, name=f"{name}: {book.name}") for book in page.codebooks],
@@ -129,6 +128,8 @@ def _judged(path: Path) -> list[Sample]:
         try:
             row = json.loads(line)
             rows.append({key: row[key] for key in ("filename", "prompt", "correct", "reason")})
+            if not (isinstance(row["correct"], bool) and isinstance(row["filename"], str)):
+                raise TypeError("correct must be true or false, filename a text")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}:{number} must be a verdict with filename, prompt, correct and reason, got {line[:60]!r}; "
@@ -141,9 +142,16 @@ def _judged(path: Path) -> list[Sample]:
 
 
 def _sheets(path: Path) -> list[Path]:
-    """Pictures beside a result that bear its name."""
-    alone = path.with_suffix(".png")
-    return [*([alone] if alone.is_file() else []), *sorted(path.parent.glob(f"{path.stem}.*.png"))]
+    """Pictures beside a result that bear its name: ``a.png`` and ``a.samples.png`` are of ``a.json``."""
+    alone, several = path.with_suffix(".png"), sorted(path.parent.glob(f"{escape(path.stem)}.*.png"))
+    return [
+        *([alone] if alone.is_file() else []),
+        *(
+            it
+            for it in several
+            if it.name.count(".") == path.name.count(".") + 1 and not it.with_suffix(".json").exists()
+        ),
+    ]
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -193,7 +201,7 @@ def _cards(name: str, result: Result, found: Evidences) -> list[Headline]:
         return [replace(card, name=prefix + card.name) for card in scene_headlines(result)]
     cards = list[Headline]()
     for group, plain, blind in _groups(result.scores):
-        scores = [key for key in plain if key not in _BASELINES and key not in ("count", "images", "prompts")]
+        scores = sorted((key for key in plain if key not in _BASELINES + _COUNTS), key=lambda key: key not in _FIRST)
         for at, key in enumerate(scores[:_CARDS]):
             ends = {name: plain[name] for name in _BASELINES if name in plain} if at == 0 else {}
             ends |= {"blind": blind[key]} if key in blind else {}
@@ -212,7 +220,9 @@ def _groups(scores: Scores) -> Iterator[tuple[str, dict[str, float], dict[str, f
 
 
 def _numbers(scores: Scores) -> dict[str, float]:
-    return {key: float(value) for key, value in scores.items() if isinstance(value, (int, float))}
+    """Single numbers, and means of what has a mean and a spread."""
+    means = {key: value.get("mean") if isinstance(value, Mapping) else value for key, value in scores.items()}
+    return {key: float(value) for key, value in means.items() if isinstance(value, (int, float))}
 
 
 def _card(name: str, value: float, baselines: dict[str, float], full: float | None, protocol: Protocol) -> Headline:
@@ -221,15 +231,14 @@ def _card(name: str, value: float, baselines: dict[str, float], full: float | No
     return Headline(name, value, baselines, full or largest, digits=3, note=note, protocol=protocol)
 
 
-def _judged_tasks(name: str, result: Result, alone: bool) -> list[TaskScore]:
+def _judged_tasks(result: Result) -> list[TaskScore]:
     """The table of tasks of a result that GenEval's rules decided."""
     tasks, ends, counts = (result.scores.get(key) for key in ("tasks", "task_intervals", "task_images"))
     if not (isinstance(tasks, Mapping) and isinstance(ends, Mapping) and isinstance(counts, Mapping)):
         return []
     share, interval, number = flat(tasks), flat(ends), flat(counts)
-    prefix = "" if alone else f"{name}: "
     return [
-        TaskScore(prefix + task, value, int(number[task]), interval[f"{task}.low"], interval[f"{task}.high"])
+        TaskScore(task, value, int(number[task]), interval[f"{task}.low"], interval[f"{task}.high"])
         for task, value in share.items()
     ]
 
@@ -249,12 +258,12 @@ def _bars(groups: Sequence[Sequence[str]], results: Mapping[str, Result]) -> dic
     return bars
 
 
-def _charts(results: Mapping[str, Result]) -> list[Chart]:
+def _charts(group: Sequence[str], results: Mapping[str, Result], alone: bool) -> list[Chart]:
     """Groups of scores whose names are all numbers are curves (``{"1": 0.5, "10": 0.75}``), one for each result."""
     charts = dict[str, dict[str, Curve]]()
-    for name, result in results.items():
-        for title, curve in _curves(result.scores):
-            charts.setdefault(title, {})[name] = curve
+    for name in group:
+        for title, curve in _curves(results[name].scores):
+            charts.setdefault(title if alone else f"{title} ({_named(group)})", {})[name] = curve
     return [Chart(title, curves, over="") for title, curves in charts.items()]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from .protocol import Result, flat, require_alike
+from .protocol import Result, flat, paths, require_alike
 from .tables import Table
 
 
@@ -39,16 +39,11 @@ def compare_results(results: Mapping[str, Result], ignore: Collection[str] = (),
 
 
 def _check_ignored(results: Mapping[str, Result], ignore: Collection[str]) -> None:
-    known = {field for result in results.values() for name in flat(result.protocol.to_dict()) for field in _paths(name)}
+    known = {field for result in results.values() for name in flat(result.protocol.to_dict()) for field in paths(name)}
     unknown = sorted(set(ignore) - known)
     if unknown:
         tops = sorted(field for field in known if "." not in field)
         raise ValueError(f"no protocol here has a field {unknown[0]!r} to ignore; they have {', '.join(tops)}")
-
-
-def _paths(name: str) -> list[str]:
-    """A dotted name and its first part, the two that `Protocol.differences` ignores."""
-    return [name, name.split(".", maxsplit=1)[0]]
 
 
 def _shown(score: str, only: Collection[str]) -> bool:

@@ -27,6 +27,7 @@ from ..generation.pipeline import TextToImagePipeline
 from ..generation.sampler import model_order
 from ..generation.sampling import Sampling, model_sampling
 from ..tokenizers.base import VisualTokenizer
+from .detector import THRESHOLDS
 from .images.metrics import ReconstructionMetrics
 from .protocol import Protocol, state_hash, text_hash, write_result
 from .qa import blind_baseline, score_answers
@@ -378,6 +379,7 @@ def _protocol(model: TextToImagePipeline, scenes: NewScenes, settings: SuiteSett
         sampler={"order": model_order(model.lm).fields(), **asdict(sampling), "per_prompt": settings.per_prompt},
         extra={
             "world": scenes.world.to_dict(),
+            "thresholds": dict(THRESHOLDS),
             "scenes": {"seen combinations": len(scenes.seen), "unseen combinations": len(scenes.unseen)},
             "questions": "exact match, greedy",
             "captions": "greedy; true of the picture by the rules of SceneEval, strictly",

@@ -1,5 +1,6 @@
 """``smalti compare``: one table under one protocol, and a refusal that names the field under two."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -106,6 +107,37 @@ def test_bad_input_is_one_line(pair, tmp_path, arguments, sentence, capsys):
         main(["compare", *(str(tmp_path / given) if given.endswith(("json", "txt")) else given for given in arguments)])
     said = capsys.readouterr().err
     assert stop.value.code == 2
+    assert said.count("\n") == 1
+    assert re.search(sentence, said)
+
+
+def test_a_preset_decides_nothing_but_is_written(pair, capsys):
+    assert main(["compare", *pair(preset="adm-256")]) == 0
+
+
+def test_part_of_a_field_is_ignored(pair, capsys):
+    assert main(["compare", *pair(extra={"kid": {"subsets": 100, "size": 50}}), "--ignore", "extra.kid"]) == 0
+    assert capsys.readouterr().out.startswith("| score | a | b |")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"fid": "eleven"}, "a.json is no result: score fid must be a number, got str"),
+        ({"fid": [1, 2]}, "a.json is no result: score fid must be a number, got list"),
+        ({"fid": float("nan")}, "a.json is no result: score fid must be finite, got nan"),
+        ({"protocol": {"task": "x"}}, "a.json is no result: expected a protocol with the fields .* got missing count"),
+        ({"protocol": {**PROTOCOL.to_dict(), "count": "12"}}, "a.json is no result: protocol count must be a whole"),
+        ({"protocol": {**PROTOCOL.to_dict(), "colour": 1}}, "a.json is no result: .* got unknown colour"),
+    ],
+)
+def test_damaged_results_are_named(pair, change, sentence, tmp_path, capsys):
+    files = pair()
+    record = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps({**record, **change}))
+    with pytest.raises(SystemExit):
+        main(["compare", *files])
+    said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert re.search(sentence, said)
 

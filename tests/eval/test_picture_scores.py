@@ -97,7 +97,7 @@ def test_a_renderer_is_right_and_an_empty_picture_is_not(tmp_path):
     assert len(pipeline.calls[0][0]) == 16
     result = read_result(tmp_path / "scores.json")
     assert result.scores == found
-    assert set(result.model) == {"pipeline", "pen", "pen_hash"}
+    assert set(result.model) == {"pipeline", "pen", "pen_hash", "timed_on"}
     assert (result.model["pipeline"], result.model["pen"]) == ("Renderer", "Linear")
     assert result.protocol.count == scores["images"] == len(texts)
     assert result.protocol.extra["world"]["size"] == WORLD.size

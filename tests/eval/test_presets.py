@@ -7,6 +7,7 @@ import pytest
 from smalti.data.scene_prompts import prompts, prompts_sha256
 from smalti.data.scene_world import World
 from smalti.data.transforms import Crop
+from smalti.eval.detector import THRESHOLDS
 from smalti.eval.geneval_prompts import GENEVAL_SHA256
 from smalti.eval.presets import PRESETS, get_preset
 from smalti.eval.protocol import QUANTISER, Protocol
@@ -28,13 +29,17 @@ GENERATION = replace(
     task="generation",
     crop={"size": [256, 256], "mode": "none"},
     quantiser=None,
-    extra={"reference_split": "train"},
+    extra={"reference_split": "train", "reference_count": 1_281_167, "reference_crop": Crop(256, "adm").describe()},
 )
 GENEVAL = replace(
     RECONSTRUCTION, task="GenEval", count=2212, prompts_hash=GENEVAL_SHA256, rewritten=False, sampler={"per_prompt": 4}
 )
 SCENES = replace(
-    GENEVAL, task="SceneEval (GenEval rules)", count=1328, prompts_hash=prompts_sha256(prompts(World.named("full"), 0))
+    GENEVAL,
+    task="SceneEval (GenEval rules)",
+    count=1328,
+    prompts_hash=prompts_sha256(prompts(World.named("full"), 0)),
+    extra={"thresholds": dict(THRESHOLDS)},
 )
 GOOD = {
     "val50k-centercrop": RECONSTRUCTION,
@@ -47,6 +52,7 @@ GOOD = {
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_accepts_what_it_says(name):
+    """That of scenes is frozen: it holds the hash of the prompts that the generator must go on making."""
     preset = get_preset(name)
     preset.check(GOOD[name])
     assert preset.name == name
@@ -81,6 +87,14 @@ def test_a_preset_names_the_first_field_that_differs(name):
             "val50k-centercrop",
             {"weights_hash": "00"},
             "needs weights_hash to be a value that begins with '6726825d', got '00'",
+        ),
+        ("adm-256", {"dtype": "bfloat16"}, "needs dtype to be 'float32', got 'bfloat16'"),
+        ("adm-256", {"extra": {**GENERATION.extra, "reference_count": 2}}, "reference_count to be 1281167, got 2"),
+        ("adm-256", {"extra": {**GENERATION.extra, "reference_crop": None}}, "reference_crop.size to be"),
+        (
+            "scenes-v1",
+            {"extra": {"thresholds": {"score": 0.5, "counting": 0.8}}},
+            "thresholds.score to be 0.75, got 0.5",
         ),
         ("adm-256", {"extra": {"reference_split": "validation"}}, "reference_split to be 'train', got 'validation'"),
         ("adm-256", {"weights_hash": None}, "needs weights_hash .* got None"),

@@ -54,6 +54,18 @@ def test_every_number_on_a_card_carries_its_protocol(files):
     assert [card.protocol.count for card in report.headlines if card.protocol] == [1000, 1000, 500, 500]
 
 
+def test_the_quoted_score_comes_first(tmp_path):
+    scores = {"psnr": 30.0, "ssim": 0.9, "l1": 0.1, "capped": 0, "rfid": 2.5, "kid": {"mean": 0.25, "std": 0.1}}
+    write_result(tmp_path / "r.json", scores, PROTOCOL)
+    cards = result_report("T", read_evidence(named(tmp_path, "r.json"))).headlines
+    assert [(card.name, card.value) for card in cards] == [("rfid", 2.5), ("psnr", 30.0), ("ssim", 0.9), ("l1", 0.1)]
+
+
+def test_pictures_of_another_result_are_left_out(files):
+    write_result(files / "a.samples.json", GENERATION, PROTOCOL)
+    assert result_report("T", read_evidence(named(files, "a.json"))).sheets == {}
+
+
 def test_answers_stand_beside_the_blind_guesser(tmp_path):
     scores = {"pope": {"f1": 0.75, "accuracy": 0.5, "splits": {"random": 0.5}}, "blind": {"f1": 0.5, "accuracy": 0.25}}
     write_result(tmp_path / "p.json", scores, PROTOCOL)
@@ -72,9 +84,11 @@ def test_judged_tasks_have_their_intervals(tmp_path):
 
 
 def test_groups_of_numbered_scores_are_curves(files):
-    (chart,) = result_report("T", read_evidence(named(files, "a.json", "c.json"))).charts
     curve = [(1.0, 10.0), (2.0, 15.0), (10.0, 40.0)]
-    assert (chart.title, chart.curves) == ("growth", {"a": curve, "c": curve})
+    (chart,) = result_report("T", read_evidence(named(files, "a.json", "b.json"))).charts
+    assert (chart.title, chart.curves) == ("growth", {"a": curve, "b": curve})
+    charts = result_report("T", read_evidence(named(files, "a.json", "c.json"))).charts  # measured differently
+    assert [(chart.title, list(chart.curves)) for chart in charts] == [("growth (a)", ["a"]), ("growth (c)", ["c"])]
 
 
 def test_verdicts_and_pictures_are_shown(files):
@@ -92,6 +106,12 @@ def test_verdicts_and_pictures_are_shown(files):
         ("a.txt", "x", "made of .json, .jsonl and .png files, got .*a.txt; leave it out"),
         ("r.jsonl", "{}", "r.jsonl:1 must be a verdict with filename, prompt, correct and reason, got '{}'"),
         ("r.jsonl", "no json", "r.jsonl:1 must be a verdict"),
+        (
+            "r.jsonl",
+            '{"filename": "0.png", "prompt": "a", "correct": "false", "reason": ""}',
+            "r.jsonl:1 must be a verdict",
+        ),
+        ("r.jsonl", '{"filename": 5, "prompt": "a", "correct": true, "reason": ""}', "r.jsonl:1 must be a verdict"),
     ],
 )
 def test_other_files_are_refused(tmp_path, name, text, sentence):
