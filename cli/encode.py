@@ -95,21 +95,23 @@ def encode_pictures(
     """
     import torch
 
+    from ..eval.images.picture_sets import ContentHash
     from ..tokenizers.codes import Codes
     from ..tokenizers.files import CodesFile
 
+    content = ContentHash()
     names: list[str] = []
     parts: list[Codes] = []
     originals: list[Tensor] = []
     with torch.inference_mode(), Bar("encoding", len(pictures)) as bar:
-        for loaded in load_pictures(pictures, crop, batch, broken):
+        for loaded in load_pictures(pictures, crop, batch, broken, content):
             originals.append(loaded.images[: max(0, _SHOWN - len(names))])
             names += loaded.names
             parts.append(tokenizer.encode(loaded.images.to(tokenizer.device, tokenizer.dtype)).to("cpu"))
             bar.update(loaded.seen, len(pictures))
     if not parts:
         raise ValueError(f"at least one readable picture is needed, got {len(pictures)} broken; check the paths")
-    coded = CodesFile(Codes.cat(parts), tuple(names), tokenizer.fingerprint(), crop.describe())
+    coded = CodesFile(Codes.cat(parts), tuple(names), tokenizer.fingerprint(), crop.describe(), content.digits)
     return coded, torch.cat(originals)
 
 

@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codebook", metavar="NAME", help=text)
     parser.add_argument("--limit", type=number(least=2), metavar="N", help="take the first N images (default: all)")
     parser.add_argument("--dataset", metavar="NAME", help="name of the pictures and split (default: their file names)")
-    parser.add_argument("--filter", default="lanczos", help="lanczos (default), bicubic, bilinear, box or nearest")
+    text = "of pictures: lanczos (default), bicubic, bilinear, box or nearest"
+    parser.add_argument("--filter", help=text)
     add_batch(parser)
     text = "tokens that the grammar reads at most (default: 65536)"
     parser.add_argument("--grammar", type=number(least=1), default=65_536, metavar="TOKENS", help=text)
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Read or make codes, measure every stream of them, print a table and write the result.
 
     Raises:
-        UsageError: an output that cannot be written, or a tokenizer beside stored codes.
+        UsageError: an output that cannot be written, or a tokenizer or filter beside stored codes.
         FileNotFoundError: missing codes, pictures or tokenizer.
         BrokenImageError: a file that is no picture.
         ValueError: damaged codes, an unknown codebook or order, an order that needs a grid, or a single image.
@@ -110,36 +111,43 @@ def _coded(args: argparse.Namespace) -> _Coded:
     is_store = (first / _STORE).is_file()
     if len(args.source) > 1 or not (is_store or first.suffix == ".safetensors"):
         return _pictures(args)
-    if args.tokenizer is not None:
-        raise UsageError(
-            f"--tokenizer codes pictures, but {str(first)!r} holds codes already; leave it out or give pictures"
-        )
+    for option in ("tokenizer", "filter"):
+        if getattr(args, option) is not None:
+            raise UsageError(
+                f"--{option} is for pictures, but {str(first)!r} holds codes already; leave it out or give pictures"
+            )
     return _store(first, args) if is_store else _file(first, args)
 
 
 def _store(folder: Path, args: argparse.Namespace) -> _Coded:
-    """A token store; its records stand for the pictures, which it does not hold."""
-    from ..data.tokens import FILES, TokenStore
-    from ..eval.protocol import file_hash
+    """A token store, which knows its pictures by their hash if at all."""
+    from ..data.tokens import TokenStore
     from ..eval.tokens.stream import stored_codes
 
     store = TokenStore.open(folder)
-    codes = stored_codes(store)[: args.limit]
-    crop = store.origin.get("crop")
-    named = args.dataset or "the records of a token store"
-    return _Coded(codes, named, file_hash(folder / FILES[1]), "stored codes", crop, {"fingerprint": store.fingerprint})
+    codes = stored_codes(store)
+    named, digits = _identity(codes, store.origin.get("pictures_hash"), args.dataset or "a token store")
+    model = {"fingerprint": store.fingerprint}
+    return _Coded(codes[: args.limit], named, digits, "stored codes", store.origin.get("crop"), model)
 
 
 def _file(path: Path, args: argparse.Namespace) -> _Coded:
-    """A codes file; its names stand for the pictures, which it does not hold."""
-    from ..eval.protocol import text_hash
+    """A codes file, which knows its pictures by their hash if at all."""
     from ..tokenizers.files import CodesFile
 
     coded = CodesFile.open(path)
-    names = coded.names[: args.limit]
-    named = args.dataset or "the names in a codes file"
+    named, digits = _identity(coded.codes, coded.pictures_hash, args.dataset or "a codes file")
     model = {"fingerprint": coded.fingerprint}
-    return _Coded(coded.codes[: args.limit], named, text_hash(names), "stored codes", coded.transform or None, model)
+    return _Coded(coded.codes[: args.limit], named, digits, "stored codes", coded.transform or None, model)
+
+
+def _identity(codes: Codes, pictures_hash: str | None, named: str) -> tuple[str, str]:
+    """What a protocol calls stored codes, and a hash of their pictures, or of all codes where those are unknown."""
+    from ..eval.protocol import state_hash
+
+    if pictures_hash is not None:
+        return named, pictures_hash
+    return f"{named}, pictures unknown, hash of the codes", state_hash({"ids": codes.ids, "mask": codes.mask})
 
 
 def _pictures(args: argparse.Namespace) -> _Coded:
@@ -152,9 +160,10 @@ def _pictures(args: argparse.Namespace) -> _Coded:
     from ..eval.images.picture_sets import ContentHash, PictureSet
     from ..tokenizers.codes import Codes
 
-    Crop(1, filter=args.filter)  # a wrong filter is told before anything is loaded
+    chosen = args.filter or "lanczos"
+    Crop(1, filter=chosen)  # a wrong filter is told before anything is loaded
     tokenizer = load_tokenizer(folder, args.device)
-    crop = Crop(tokenizer.image_size, filter=args.filter)
+    crop = Crop(tokenizer.image_size, filter=chosen)
     pictures, content = PictureSet(source, dataset_name(args.source, args.dataset), crop), ContentHash()
     parts: list[Codes] = []
     with torch.inference_mode(), Bar("encoding", len(pictures)) as bar:

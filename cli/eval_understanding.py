@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _EXPORT = "export"
 _NAMES = ("pope", "vqav2", "gqa", "textvqa", "mme", "seed-bench", "mmbench", "captions")
 
+#: Options of scores, of a model's answers among them, and of the export: each is an error where it does nothing.
+_OF_MODEL = ("images", "model", "save_answers", "by")
+_OF_SCORES = (*_OF_MODEL, "answers", "out", "normalisation", "suffix", "max_new_tokens", "ocr", "batch")
+_OF_EXPORT = ("world", "split", "count", "seed")
+
 
 @dataclass(frozen=True)
 class _Given:
@@ -49,23 +54,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-answers", metavar="JSONL", help="also write every question with the model's answer")
     parser.add_argument(
         "--normalisation",
-        choices=("official", "always"),
-        default="official",
-        help="compare answers as the benchmark's own script does (default), or after making them alike always",
+        choices=("official", "always", "tokenised"),
+        help="compare answers as the benchmark's own script does (default), or after making them alike always; "
+        "captions: tokenised takes them as words with spaces between them already",
     )
-    parser.add_argument("--suffix", default="", help="text after every question, e.g. ' Answer with one word.'")
+    parser.add_argument("--suffix", help="text after every question, e.g. ' Answer with one word.'")
     parser.add_argument("--max-new-tokens", type=number(least=1), help="longest answer (default: 8, captions 32)")
     parser.add_argument(
-        "--by", choices=("words", "likelihood"), default="words", help="write answers (default), or take likely choices"
+        "--by", choices=("words", "likelihood"), help="write answers (default), or take the likeliest choices"
     )
     parser.add_argument("--ocr", metavar="JSON", help="textvqa: OCR words that stand in the prompt")
-    parser.add_argument("--batch", type=number(least=1), default=32, help="questions answered together (default: 32)")
-    parser.add_argument("--world", choices=("full", "small"), default="full", help="export: world of the scenes")
+    parser.add_argument("--batch", type=number(least=1), help="questions answered together (default: 32)")
+    parser.add_argument("--world", choices=("full", "small"), help="export: world of the scenes (default: full)")
     parser.add_argument(
-        "--split", choices=("train", "validation", "heldout"), default="validation", help="export: split of the scenes"
+        "--split", choices=("train", "validation", "heldout"), help="export: split of the scenes (default: validation)"
     )
-    parser.add_argument("--count", type=number(least=1), default=1000, help="export: pictures (default: 1000)")
-    parser.add_argument("--seed", type=number(least=0), default=0, help="export: which scenes (default: 0)")
+    parser.add_argument("--count", type=number(least=1), help="export: pictures (default: 1000)")
+    parser.add_argument("--seed", type=number(least=0), help="export: which scenes (default: 0)")
     add_model(parser)
 
 
@@ -78,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
         FileNotFoundError: a missing file, picture or model.
         ValueError: a damaged file, missing answers, or words that the model's vocabulary lacks.
     """
+    _check(args)
     if args.benchmark == _EXPORT:
         return _export(args)
-    _check(args)
     out = file_target(args.out, "--out", ".json") if args.out else None
     saved = file_target(args.save_answers, "--save-answers", ".jsonl") if args.save_answers else None
 
@@ -88,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
 
     benchmark, files = BENCHMARKS[args.benchmark], [Path(name) for name in args.files]
     items = benchmark.read(files)
-    given = _read_answers(items, args) if args.answers else _ask(items, args)
-    scores, blind = score_beside_blind(benchmark, items, given.answers, args.normalisation)
+    given = _read_answers(benchmark, items, args) if args.answers else _ask(items, args)
+    scores, blind = score_beside_blind(benchmark, items, given.answers, args.normalisation or "official")
     for line in _table(scores, blind or {}, benchmark.title):
         say(line)
     if blind is None:
@@ -104,33 +109,47 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.answers and (args.model or args.images or args.save_answers):
-        raise UsageError("--answers are scored as they are, got --model, --images or --save-answers too; drop either")
+    exporting = args.benchmark == _EXPORT
+    other = _first_given(args, _OF_SCORES if exporting else _OF_EXPORT)
+    if other is not None:
+        raise UsageError(f"{other} belongs to {'scores' if exporting else _EXPORT}, got {args.benchmark}; drop it")
+    other = _first_given(args, _OF_MODEL)
+    if args.answers and other is not None:
+        raise UsageError(f"--answers are scored as they are, got {other}, which a model needs; drop either")
+    if args.suffix is not None and args.benchmark == "captions":
+        raise UsageError("--suffix follows a question, got captions, which have none; drop it")
+    if args.normalisation == "tokenised" and args.benchmark != "captions":
+        raise UsageError(f"--normalisation tokenised belongs to captions, got {args.benchmark}; drop it")
     if args.ocr and args.benchmark != "textvqa":
         raise UsageError(f"--ocr belongs to textvqa, got {args.benchmark}; drop it")
     if len(args.answers or ()) > 1 and args.benchmark != "pope":
         raise UsageError(f"--answers must be one file for {args.benchmark}, got {len(args.answers)}; put them together")
 
 
-def _read_answers(items: Sequence[Item], args: argparse.Namespace) -> _Given:
+def _first_given(args: argparse.Namespace, names: Sequence[str]) -> str | None:
+    """The first of some options, as it is typed, that the command line has."""
+    return next((f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None), None)
+
+
+def _read_answers(benchmark: Benchmark, items: Sequence[Item], args: argparse.Namespace) -> _Given:
     from ..eval.protocol import file_hash, folder_hash, text_hash
-    from ..eval.understanding.answers import read_answers
+    from ..eval.understanding.answers import read_answers, read_split_answers
+    from ..eval.understanding.pope import SPLITS
 
     paths = [Path(name) for name in args.answers]
-    if len(paths) == 1:
-        answers = read_answers(paths[0], items)
+    if benchmark.split_of is not None and (len(paths) > 1 or len(args.files) == 1):
+        groups = [benchmark.split_of(Path(name)) for name in args.files]
+        answers = read_split_answers(paths, groups, items, SPLITS)
     else:
-        groups = list(dict.fromkeys(item.group for item in items))
-        if len(groups) != len(paths):
-            raise UsageError(f"--answers must be one file for each of {len(groups)} splits, got {len(paths)}; give all")
-        answers = list[str]()
-        for path, group in zip(paths, groups, strict=True):
-            answers += read_answers(path, [item for item in items if item.group == group])
+        answers = read_answers(paths[0], items)
     hashes = [folder_hash(path) if path.is_dir() else file_hash(path) for path in paths]
     model = {"answers": " ".join(path.name for path in paths), "answers_hash": hashes[0]}
     if len(hashes) > 1:
         model["answers_hash"] = text_hash(hashes)
-    return _Given(answers, model, {"dtype": "given answers"}, {"max_new_tokens": args.max_new_tokens} | _asked(args))
+    extra = {"max_new_tokens": args.max_new_tokens, "suffix": args.suffix} | _asked(args)
+    if args.benchmark == "textvqa":
+        extra["ocr_tokens_in_prompt"] = True if args.ocr else None  # the answers do not tell
+    return _Given(answers, model, {"dtype": "given answers"}, extra)
 
 
 def _ask(items: Sequence[Item], args: argparse.Namespace) -> _Given:
@@ -140,7 +159,8 @@ def _ask(items: Sequence[Item], args: argparse.Namespace) -> _Given:
     from ..generation.text import TextSampling
 
     pictures = find_pictures(items, Path(args.images) if args.images else None)
-    prompts = _prompts(items, args)
+    way = args.by or "words"
+    prompts = _prompts(items, args, with_choices=way == "words")
     folder = model_folder(args.model)
     pipeline = load_pipeline(folder, args.device)
     check_words(pipeline, items, prompts)
@@ -152,8 +172,8 @@ def _ask(items: Sequence[Item], args: argparse.Namespace) -> _Given:
             prompts,
             pictures,
             sampling=TextSampling(limit=limit),
-            way=args.by,
-            batch=int(args.batch),
+            way=way,
+            batch=int(args.batch or 32),
             progress=bar.update,
         )
     model = {
@@ -166,13 +186,15 @@ def _ask(items: Sequence[Item], args: argparse.Namespace) -> _Given:
         "crop": Crop(pipeline.tokenizer.image_size).describe(),
         "prompts_hash": text_hash(prompt.replace("\n", "\\n") for prompt in prompts),
         "rewritten": False,
-        "sampler": {"by": args.by, "temperature": 0.0, "beams": 1},
+        "sampler": {"by": way, "temperature": 0.0, "beams": 1},
     }
-    extra = {"max_new_tokens": limit, "pictures_hash": answered.pictures_hash}
+    extra = {"max_new_tokens": limit, "pictures_hash": answered.pictures_hash, "suffix": args.suffix or ""}
+    if args.benchmark == "textvqa":
+        extra["ocr_tokens_in_prompt"] = bool(args.ocr)
     return _Given(answered.answers, model, protocol, extra | _asked(args))
 
 
-def _prompts(items: Sequence[Item], args: argparse.Namespace) -> list[str]:
+def _prompts(items: Sequence[Item], args: argparse.Namespace, *, with_choices: bool) -> list[str]:
     from dataclasses import replace
 
     from ..eval.understanding.benchmarks import prompt_of
@@ -181,16 +203,15 @@ def _prompts(items: Sequence[Item], args: argparse.Namespace) -> list[str]:
     if args.ocr:
         words = read_ocr(Path(args.ocr))
         items = [replace(item, question=with_ocr(item, words)) for item in items]
-    return [prompt_of(item, args.suffix, with_choices=args.by == "words") for item in items]
+    return [prompt_of(item, args.suffix or "", with_choices=with_choices) for item in items]
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides the prompt, whoever answered."""
+    """What is known whoever answered."""
     from ..eval.protocol import file_hash
 
-    asked: dict[str, Any] = {"suffix": args.suffix, "normalisation": args.normalisation}
+    asked: dict[str, Any] = {"normalisation": args.normalisation or "official"}
     if args.benchmark == "textvqa":
-        asked["ocr_tokens_in_prompt"] = bool(args.ocr)
         asked["ocr_hash"] = file_hash(args.ocr) if args.ocr else None
     return asked
 
@@ -237,10 +258,11 @@ def _write(
     from ..eval.protocol import Protocol, file_hash, folder_hash, text_hash, write_result
 
     files = [Path(name) for name in args.files]
-    hashes = [folder_hash(file) if file.is_dir() else file_hash(file) for file in files]
+    hashes = sorted(folder_hash(file) if file.is_dir() else file_hash(file) for file in files)
+    splits = dict.fromkeys(item.group for item in items) if benchmark.split_of is not None else ()
     protocol = Protocol(
         task=f"understanding {args.benchmark}",
-        dataset=f"{benchmark.title}: {', '.join(file.name for file in files)}",
+        dataset=benchmark.title + (f": {', '.join(splits)}" if splits else ""),
         dataset_hash=hashes[0] if len(hashes) == 1 else text_hash(hashes),
         count=len(items),
         seed=0,
@@ -255,7 +277,8 @@ def _export(args: argparse.Namespace) -> int:
 
     if len(args.files) != 1:
         raise UsageError(f"export takes one folder, got {len(args.files)}; name one")
-    counts = export_scenes(args.files[0], args.world, int(args.count), int(args.seed), args.split)
+    count = int(args.count or 1000)
+    counts = export_scenes(args.files[0], args.world or "full", count, int(args.seed or 0), args.split or "validation")
     told = ", ".join(f"{number} {kind}" for kind, number in counts.items())
-    say(f"wrote {args.files[0]}: {args.count} pictures, questions: {told}")
+    say(f"wrote {args.files[0]}: {count} pictures, questions: {told}")
     return 0

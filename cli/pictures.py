@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.transforms import Crop
+    from ..eval.images.picture_sets import ContentHash
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ def find_pictures(paths: Sequence[str]) -> list[NamedPicture]:
 
 
 def load_pictures(
-    pictures: Sequence[NamedPicture], crop: Crop, batch: int, broken: list[str] | None = None
+    pictures: Sequence[NamedPicture],
+    crop: Crop,
+    batch: int,
+    broken: list[str] | None = None,
+    content: ContentHash | None = None,
 ) -> Iterator[Loaded]:
     """Read, crop and batch pictures.
 
@@ -57,6 +62,7 @@ def load_pictures(
         crop: to the size that the tokenizer takes.
         batch: pictures of one batch; the last may be smaller.
         broken: takes the messages of unreadable pictures, which are left out; None to stop at the first.
+        content: takes what was read, before the crop.
 
     Raises:
         BrokenImageError: an unreadable picture, where ``broken`` is None.
@@ -69,8 +75,11 @@ def load_pictures(
     images: list[Tensor] = []
     for seen, picture in enumerate(pictures, 1):
         try:
-            images.append(to_tensor(crop(picture.read())))
+            image = picture.read()
+            images.append(to_tensor(crop(image)))
             names.append(picture.name)
+            if content is not None:
+                content.add(image)
         except BrokenImageError as error:
             if broken is None:
                 raise

@@ -19,6 +19,7 @@ from .codes import Codes, CodeSpec
 #: The one metadata entry; safetensors writes several in an order that changes from run to run.
 _ENTRY = "smalti.codes"
 _FIELDS = ("tokenizer", "spec", "transform", "names")
+_PICTURES = "pictures_hash"  # older files lack it
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class CodesFile:
     names: tuple[str, ...]  #: of the pictures
     fingerprint: str  #: of the tokenizer that made the codes
     transform: Mapping[str, Any] = field(default_factory=dict)  #: how pictures became tensors, as JSON values
+    pictures_hash: str | None = None  #: of the pictures' own pixels in their order; None where it is not known
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.codes):
@@ -48,7 +50,7 @@ class CodesFile:
             DiskFullError: no space left; the old file, if any, is untouched.
         """
         values = (self.fingerprint, self.codes.spec.to_dict(), dict(self.transform), list(self.names))
-        about = json.dumps(dict(zip(_FIELDS, values, strict=True)))
+        about = json.dumps(dict(zip(_FIELDS, values, strict=True)) | {_PICTURES: self.pictures_hash})
         tensors = {"ids": self.codes.ids.cpu().to(torch.int32), "mask": self.codes.mask.cpu()}
         with atomic_file(path) as partial:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {_ENTRY: about})
@@ -75,7 +77,8 @@ class CodesFile:
             ) from error
         except KeyError as error:
             raise ValueError(f"{path} should hold codes of pictures but lacks {error}; write it with encode") from error
-        return cls(Codes(ids, mask, CodeSpec.from_dict(spec)), tuple(names), fingerprint, transform)
+        codes = Codes(ids, mask, CodeSpec.from_dict(spec))
+        return cls(codes, tuple(names), fingerprint, transform, about.get(_PICTURES))
 
     def check_tokenizer(self, tokenizer: VisualTokenizer) -> None:
         """Raise unless ``tokenizer`` made these codes.

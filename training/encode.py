@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -12,7 +14,7 @@ from ..data.base import ImageSource
 from ..data.pictures import Item, OnError, Pictures, collate
 from ..data.scenes import Scenes
 from ..data.tokens import TokenRecord, TokenStore
-from ..data.transforms import Crop, Filter
+from ..data.transforms import Crop, Filter, to_uint8
 from ..tokenizers.base import VisualTokenizer
 
 
@@ -70,16 +72,19 @@ def encode_source(
     """
     crop = Crop(tokenizer.image_size, "center", filter)
     pages = Pages(Pictures(source, crop, on_error))
+    pictures = hashlib.sha256()  # as they were coded: cropped
     ids: list[torch.Tensor] = []
     records: list[TokenRecord] = []
     for number, batch in enumerate(DataLoader(pages, batch_size, num_workers=workers, collate_fn=_readable), 1):
         if batch:
-            images = collate([item for item, _ in batch])["images"].to(tokenizer.device, tokenizer.dtype)
-            ids.append(tokenizer.encode(images).ids.cpu())
+            images = collate([item for item, _ in batch])["images"]
+            pictures.update(to_uint8(images).numpy().tobytes())
+            ids.append(tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype)).ids.cpu())
             records += [record for _, record in batch]
         if progress is not None:
             progress(min(number * batch_size, len(source)), len(source))
-    origin = {"pictures": len(source), "left_out": len(source) - len(records), "crop": crop.describe()}
+    origin: dict[str, Any] = {"pictures": len(source), "left_out": len(source) - len(records)}
+    origin |= {"crop": crop.describe(), "pictures_hash": pictures.hexdigest()}
     return TokenStore(torch.cat(ids), records, tokenizer.spec.to_dict(), tokenizer.fingerprint(), origin)
 
 

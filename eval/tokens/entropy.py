@@ -41,7 +41,7 @@ class Entropy:
     coverage: float  #: estimated probability that a new token is of a type seen before, in [0, 1] (Good and Turing)
     plug_in: float  #: of the observed shares
     miller_madow: float  #: plug-in + (types - 1) / 2N nats
-    estimate: float  #: of Chao, Wang and Jost
+    estimate: float  #: of Chao, Wang and Jost, clamped to [0, log2 K], which it may leave by chance
     slack: float  #: bits that the estimate misses if all other types of the codebook have what probability is left
 
     @property
@@ -89,7 +89,7 @@ class Conditional:
     count: int  #: places at which the neighbours exist
     plug_in: float  #: of the observed shares; too small, like its control
     shuffled: float  #: plug-in with the tokens dealt to other neighbours at random: the same bias, no structure
-    estimate: float  #: difference of two estimates of Chao, Wang and Jost
+    estimate: float  #: difference of two estimates of Chao, Wang and Jost, clamped to [0, log2 K]
     slack: float  #: the larger one of the two estimates', as in `Entropy`
 
     @property
@@ -128,6 +128,9 @@ class Information:
 def entropy(counts: Ids, size: int) -> Entropy:
     """Estimate an entropy from counts.
 
+    Only the estimate to read is clamped to what K types can have; the plug-in cannot leave it, and Miller-Madow is
+    given as papers do.
+
     Args:
         counts: ``[V]``, of the types that occur.
         size: K, how many types there could be.
@@ -146,7 +149,7 @@ def entropy(counts: Ids, size: int) -> Entropy:
         1 - once / total,
         plug_in / bits,
         (plug_in + (types - 1) / (2 * total)) / bits,
-        nats / bits,
+        _clamped(nats / bits, size),
         _slack(total, size - types, once, twice),
     )
 
@@ -207,9 +210,14 @@ def _conditional(known: Sequence[Ids], token: Ids, size: int, generator: np.rand
     joint = entropy(tally(combined([context, token])), size ** (len(known) + 1))
     dealt = plug_in(tally(combined([context, generator.permutation(token)])))
     before = apart.plug_in
-    estimate = max(0.0, joint.estimate - apart.estimate)
+    estimate = _clamped(joint.estimate - apart.estimate, size)
     slack = max(apart.slack, joint.slack)
     return Conditional(len(token), joint.plug_in - before, dealt - before, estimate, slack)
+
+
+def _clamped(bits: float, size: int) -> float:
+    """Bits that K types can have."""
+    return min(max(0.0, bits), math.log2(size))
 
 
 def _unseen(total: int, once: int, twice: int) -> float:

@@ -32,8 +32,8 @@ ESTIMATORS: Mapping[str, str] = {
     "zipf.exponent": "truncated maximum likelihood, ranks from the other half of the images",
     "zipf.same_sample": "truncated maximum likelihood, ranks from the same counts",
     "zipf.ols": "least squares of log count over log rank",
-    "entropy.estimate": ESTIMATOR,
-    "conditional.estimate": f"difference of two {ESTIMATOR} estimates",
+    "entropy.estimate": f"{ESTIMATOR}, clamped to [0, log2 K]",
+    "conditional.estimate": f"difference of two {ESTIMATOR} estimates, clamped to [0, log2 K]",
     "information": "plug-in, beside shuffled pairs",
     "growth": "mean over all orders of the images",
     "ngrams": f"interpolated Witten-Bell, {HELD_OUT:.0%} of the images held out",
@@ -101,7 +101,10 @@ class TokenStatistics:
 
 
 def statistics_table(found: Sequence[TokenStatistics]) -> Table:
-    """One row per stream; ``>=`` stands before entropies and gains that too few tokens make too small."""
+    """One row per stream; ``>=`` stands before entropies and gains that too few tokens make too small.
+
+    What neighbours tell is clamped at 0 here, which chance alone may undercut; the record keeps the difference.
+    """
     head = [
         "stream",
         "K",
@@ -132,7 +135,7 @@ def _row(one: TokenStatistics) -> list[str]:
         f"{one.usage.usage:.1%} ({one.usage.uniform:.1%})",
         f"{_bound(one.entropy.estimate_biased)}{one.entropy.estimate:.2f}",
         f"{_bound(one.entropy.estimate_biased)}{one.entropy.perplexity:,.0f}",
-        "" if known is None else f"{_bound(known.estimate_biased)}{known.gain:.2f}",
+        "" if known is None else f"{_bound(known.estimate_biased)}{max(0.0, known.gain):.2f}",
         f"{one.zipf.exponent:.2f}",
         f"{one.zipf.ols:.2f} ({one.zipf.ols_r2:.2f})",
         "" if after is None else f"{after:.1%}",

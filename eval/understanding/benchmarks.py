@@ -13,7 +13,7 @@ from .gqa import read_gqa, score_gqa
 from .items import Item, Normalisation, Scores
 from .mmbench import read_mmbench, score_mmbench
 from .mme import read_mme, score_mme
-from .pope import read_pope, score_pope
+from .pope import read_pope, score_pope, split_of
 from .seed_bench import read_seed_bench
 from .textvqa import read_textvqa
 from .vqa import read_vqa
@@ -25,21 +25,24 @@ class Benchmark:
     """One benchmark."""
 
     title: str  #: as published
-    files: str  #: what it is read from, in words
     read: Callable[[Sequence[Path]], list[Item]]
     score: Callable[[Sequence[Item], Sequence[str], Normalisation], Scores]
     headline: str  #: the score that is usually quoted
+    normalisations: tuple[Normalisation, ...] = ("official", "always")  #: those it can be scored with
+    split_of: Callable[[Path], str] | None = None  #: the group of a file's items, where every split is a file
 
 
 BENCHMARKS = {
-    "pope": Benchmark("POPE", "one JSONL file per split", read_pope, score_pope, "f1"),
-    "vqav2": Benchmark("VQAv2", "questions and annotations", read_vqa, score_vqa, "accuracy"),
-    "gqa": Benchmark("GQA", "testdev_balanced_questions.json", read_gqa, score_gqa, "accuracy"),
-    "textvqa": Benchmark("TextVQA", "TextVQA_0.5.1_val.json", read_textvqa, score_vqa, "accuracy"),
-    "mme": Benchmark("MME", "the folder of subtasks", read_mme, score_mme, "total"),
-    "seed-bench": Benchmark("SEED-Bench (images)", "SEED-Bench.json", read_seed_bench, score_choices, "accuracy"),
-    "mmbench": Benchmark("MMBench-dev", "the TSV of the development split", read_mmbench, score_mmbench, "circular"),
-    "captions": Benchmark("captions", "captions_val2014.json", read_captions, score_captions, "cider_d"),
+    "pope": Benchmark("POPE", read_pope, score_pope, "f1", split_of=split_of),
+    "vqav2": Benchmark("VQAv2", read_vqa, score_vqa, "accuracy"),
+    "gqa": Benchmark("GQA", read_gqa, score_gqa, "accuracy"),
+    "textvqa": Benchmark("TextVQA", read_textvqa, score_vqa, "accuracy"),
+    "mme": Benchmark("MME", read_mme, score_mme, "total"),
+    "seed-bench": Benchmark("SEED-Bench (images)", read_seed_bench, score_choices, "accuracy"),
+    "mmbench": Benchmark("MMBench-dev", read_mmbench, score_mmbench, "circular"),
+    "captions": Benchmark(
+        "captions", read_captions, score_captions, "cider_d", normalisations=("official", "always", "tokenised")
+    ),
 }
 
 
@@ -64,8 +67,13 @@ def score_beside_blind(
     """The scores of answers, and those of :func:`.blind.blind_answers`, which are None for one picture alone.
 
     Raises:
-        ValueError: another number of answers than questions, or none.
+        ValueError: another number of answers than questions, or none; or a normalisation of other benchmarks.
     """
+    if normalisation not in benchmark.normalisations:
+        raise ValueError(
+            f"{benchmark.title} is scored with normalisation {' or '.join(benchmark.normalisations)}, got "
+            f"{normalisation!r}; choose one of them"
+        )
     if not items or len(items) != len(answers):
         raise ValueError(
             f"expected one answer for each of at least one question, got {len(answers)} answers for {len(items)} "

@@ -43,10 +43,11 @@ def read_captions(files: Sequence[Path]) -> list[Item]:
 def score_captions(items: Sequence[Item], answers: Sequence[str], normalisation: Normalisation) -> Scores:
     """CIDEr-D in [0, 10].
 
-    ``official`` takes the texts as tokenised already, words with spaces between them. ``always`` first puts both in
-    lower case and drops every mark, close to what the official script's Java tokenizer does to raw captions.
+    ``official`` and ``always`` put captions and references in lower case and drop every mark, as the official script
+    always does with a Java tokenizer; `plain_words` says where it may split words otherwise. ``tokenised`` takes both
+    as they are, words with spaces between them, for texts that went through that tokenizer.
     """
-    prepare = str.split if normalisation == "official" else plain_words
+    prepare = str.split if normalisation == "tokenised" else plain_words
     references = [[prepare(text) for text in item.answers] for item in items]
     each = cider_d([prepare(answer) for answer in answers], references)
     return {"cider_d": sum(each) / len(each)}

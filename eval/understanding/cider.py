@@ -13,6 +13,9 @@ SIGMA = 6.0
 
 _Gram = tuple[str, ...]
 
+_SHORT = re.compile(r"(?<=[^\W_])(n't|'(?:s|m|d|re|ve|ll))(?![^\W_])")
+_WORD = re.compile(r"n't|'(?:s|m|d|re|ve|ll)(?![^\W_])|[^\W_]+(?:['-][^\W_]+)*")
+
 
 @dataclass(frozen=True)
 class _Vectors:
@@ -24,8 +27,13 @@ class _Vectors:
 
 
 def plain_words(text: str) -> list[str]:
-    """Words of a sentence in lower case, without marks; an apostrophe inside a word stays."""
-    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower())
+    """Words of a sentence in lower case, without marks, as the Penn Treebank splits them.
+
+    Hyphens inside words stay, and "dog's" is "dog 's", "isn't" is "is n't". The tokenizer of COCO's script knows more:
+    abbreviations keep their dots there, numbers their commas, and "cannot" is two words.
+    """
+    apart = _SHORT.sub(r" \1", text.lower().replace("\u2019", "'"))
+    return _WORD.findall(apart)
 
 
 class References:

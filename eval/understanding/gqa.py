@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from .items import Item, Normalisation, Scores, damaged, read_json, text_of
+from .items import Item, Normalisation, Scores, damaged, mapping, read_json, text_of
 from .vqa_accuracy import grouped
 
 
@@ -42,13 +42,11 @@ def score_gqa(items: Sequence[Item], answers: Sequence[str], normalisation: Norm
 
 
 def _item(name: str, entry: object, path: Path, number: int) -> Item:
-    if not isinstance(entry, dict):
-        raise damaged(path, f"an object for question {name}", type(entry).__name__)
-    fields = cast("Mapping[str, Any]", entry)
+    fields = mapping(entry, f"question {name}", path)
     image, question, answer = (text_of(fields, field, path, number) for field in ("imageId", "question", "answer"))
-    types = cast("Mapping[str, str]", fields.get("types") or {})
-    group = str(types.get("structural", "all"))
-    return Item(name, image, question, (answer,), group, str(types.get("detailed", group)))
+    types = mapping(fields.get("types") or {}, f"'types' of question {name}", path)
+    group = str(types.get("structural") or "all")
+    return Item(name, image, question, (answer,), group, str(types.get("detailed") or group))
 
 
 def _exact(answer: str) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
-#: How an answer is made alike before it is compared: as the benchmark's own script does, or always and generously.
-Normalisation: TypeAlias = Literal["official", "always"]
+#: How an answer is made alike before it is compared: as the benchmark's own script does, or always and generously;
+#: ``tokenised`` takes captions as words with spaces between them already.
+Normalisation: TypeAlias = Literal["official", "always", "tokenised"]
 
 #: Scores by name, nested where they are broken down.
 Scores: TypeAlias = "dict[str, float | Scores]"
@@ -102,6 +103,17 @@ def section(content: object, name: str, path: Path) -> list[Mapping[str, Any]]:
         held = ", ".join(sorted(mapping)[:6]) or type(content).__name__
         raise damaged(path, f"a list called {name!r}", held)
     return records(mapping[name], path)
+
+
+def mapping(value: object, what: str, path: Path) -> Mapping[str, object]:
+    """``value`` as a JSON object; ``what`` says what it holds.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if not isinstance(value, dict):
+        raise damaged(path, f"an object of {what}", type(value).__name__)
+    return cast("Mapping[str, object]", value)
 
 
 def text_of(entry: Mapping[str, Any], name: str, path: Path, number: int) -> str:

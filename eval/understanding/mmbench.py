@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import io
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .choices import letter_of
@@ -17,13 +16,16 @@ from .vqa_accuracy import grouped
 TURN = 1_000_000  #: added to a question's index for each rotation of its choices
 
 _COLUMNS = ("index", "question", "A", "B", "answer", "image")
+_EMPTY = ("", "nan")
 _REFERENCE = 64  # a shorter image field is the index of the row that holds the picture
 
 
 def read_mmbench(files: Sequence[Path]) -> list[Item]:
     """Questions, each once for every rotation of its choices.
 
-    The rotation by k puts choice k first and has the id ``index + k * 1000000``, k = 0 being the file's own order.
+    The distributed file holds the rotations as rows of their own, of index ``index + k * 1000000``: where any row has
+    such an index, all are taken as they are. Otherwise choices are rotated here, and the rotation by k puts choice k
+    first.
 
     Args:
         files: one TSV file of ``index, question, hint, A, B, C, D, answer, category, image``, the pictures in base64,
@@ -31,7 +33,7 @@ def read_mmbench(files: Sequence[Path]) -> list[Item]:
 
     Raises:
         FileNotFoundError: a missing file.
-        ValueError: more files, a damaged one, or a split without answers.
+        ValueError: more files, a damaged one, a split without answers, or a rotation without its question.
     """
     if len(files) != 1:
         raise ValueError(f"MMBench is read from one file, got {len(files)}; give the TSV of the development split")
@@ -41,51 +43,69 @@ def read_mmbench(files: Sequence[Path]) -> list[Item]:
     missing = [name for name in _COLUMNS if not rows or name not in rows[0]]
     if missing:
         raise damaged(path, f"a column {missing[0]!r} of tab-separated values", "none")
-    pictures = {row["index"]: row["image"] for row in rows}
-    return unique([item for row in rows for item in _rotations(row, pictures, path)], path)
+    asked = [_item(row, path, number) for number, row in enumerate(rows, 1)]
+    given = {item.id: row["image"] for item, row in zip(asked, rows, strict=True)}
+    asked = unique([replace(item, data=_picture(given, item, path)) for item in asked], path)
+    if all(item.id == item.origin for item in asked):
+        return [turned for item in asked for turned in _rotations(item)]
+    alone = next((item for item in asked if item.origin not in given), None)
+    if alone is not None:
+        raise damaged(path, f"question {alone.origin} beside its rotation {alone.id}", "none")
+    return asked
 
 
 def score_mmbench(items: Sequence[Item], answers: Sequence[str], normalisation: Normalisation) -> Scores:
     """``circular``: share of questions right in every rotation, in all and by category; ``single``: right as filed."""
     read = [letter_of(answer, item.choices, normalisation) for item, answer in zip(items, answers, strict=True)]
-    turns: dict[str, list[bool]] = defaultdict(list)
-    for item, letter in zip(items, read, strict=True):
-        turns[item.origin].append(letter == item.answers[0])
+    right = {item.id: letter == item.answers[0] for item, letter in zip(items, read, strict=True)}
+    wrong = {item.origin for item in items if not right[item.id]}
     first = [item for item in items if item.id == item.origin]
-    scores = grouped("circular", first, [float(all(turns[item.origin])) for item in first])
-    single = sum(turns[item.origin][0] for item in first) / len(first)
+    scores = grouped("circular", first, [float(item.origin not in wrong) for item in first])
+    single = sum(right[item.id] for item in first) / len(first)
     return scores | {"single": single, "unparsed": sum(letter is None for letter in read) / len(read)}
 
 
-def _rotations(row: Mapping[str, str], pictures: Mapping[str, str], path: Path) -> list[Item]:
-    index = row["index"]
-    choices = [row[letter].strip() for letter in LETTERS if (row.get(letter) or "").strip() not in ("", "nan")]
-    if not index.isdigit() or row["answer"] not in tuple(LETTERS[: len(choices)]):
-        raise damaged(path, f"the letter of a choice as answer of question {index}", repr(row["answer"]))
-    image = index if len(row["image"]) > _REFERENCE else row["image"]
-    data, right = _picture(pictures.get(image), path, index), LETTERS.index(row["answer"])
+def _item(row: Mapping[str, str | None], path: Path, number: int) -> Item:
+    """A row as it is, its picture left out."""
+    index, question, answer, image = (row.get(name) or "" for name in ("index", "question", "answer", "image"))
+    if not (index.isascii() and index.isdecimal()):
+        raise damaged(path, f"a whole number as 'index' of row {number}", repr(index))
+    choices = [text for letter in LETTERS if (text := (row.get(letter) or "").strip()) not in _EMPTY]
+    if answer not in tuple(LETTERS[: len(choices)]):
+        raise damaged(path, f"the letter of a choice as answer of question {index}", repr(answer))
     hint = (row.get("hint") or "").strip()
-    question = f"{hint}\n{row['question']}" if hint not in ("", "nan") else row["question"]
-    group = row.get("category") or "all"
+    origin = str(int(index) % TURN)
+    return Item(
+        str(int(index)),
+        image if len(image) <= _REFERENCE else origin,
+        question if hint in _EMPTY else f"{hint}\n{question}",
+        (answer,),
+        group=row.get("category") or "all",
+        kind=row.get("category") or "all",
+        choices=tuple(choices),
+        lettered=True,
+        origin=origin,
+    )
+
+
+def _rotations(item: Item) -> list[Item]:
+    choices, right = item.choices, LETTERS.index(item.answers[0])
     return [
-        Item(
-            str(int(index) + turn * TURN),
-            image,
-            question,
-            (LETTERS[(right - turn) % len(choices)],),
-            group,
-            group,
-            tuple(choices[turn:] + choices[:turn]),
-            lettered=True,
-            origin=index,
-            data=data,
+        replace(
+            item,
+            id=str(int(item.id) + turn * TURN),
+            answers=(LETTERS[(right - turn) % len(choices)],),
+            choices=choices[turn:] + choices[:turn],
         )
         for turn in range(len(choices))
     ]
 
 
-def _picture(text: str | None, path: Path, index: str) -> bytes:
+def _picture(given: Mapping[str, str | None], item: Item, path: Path) -> bytes:
+    """The picture of a row's own, or that of the row it names."""
+    own = given[item.id] or ""
+    text = own if len(own) > _REFERENCE else given.get(item.image) or ""
     try:
-        return base64.b64decode(text or "!", validate=True)
-    except binascii.Error as error:
-        raise damaged(path, f"a picture in base64 for question {index}", "something else") from error
+        return base64.b64decode(text if len(text) > _REFERENCE else "!", validate=True)
+    except ValueError as error:
+        raise damaged(path, f"a picture in base64 for question {item.id}", "something else") from error

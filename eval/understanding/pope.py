@@ -8,13 +8,13 @@ from pathlib import Path
 
 from .items import Item, Normalisation, Scores, damaged, read_records, text_of, unique
 
-SPLITS = ("random", "popular", "adversarial")
+SPLITS = ("random", "popular", "adversarial")  #: the published ones
 
 _FIELDS = ("question_id", "image", "text", "label")
 
 
 def read_pope(files: Sequence[Path]) -> list[Item]:
-    """Questions of one or more splits.
+    """Questions of one or more splits, the published ones first, whatever the order of the files.
 
     Args:
         files: one JSONL file per split, of ``{question_id, image, text, label}``. The split is the last word of the
@@ -25,12 +25,17 @@ def read_pope(files: Sequence[Path]) -> list[Item]:
         ValueError: a damaged or foreign file, or two files of one split.
     """
     items = list[Item]()
-    for path in files:
-        split = _split(path)
+    for path in sorted(files, key=_order):
+        split = split_of(path)
         if any(item.group == split for item in items):
             raise damaged(path, "a split of its own", f"{split!r} twice")
         items += unique(_read(path, split), path)
     return items
+
+
+def split_of(path: Path) -> str:
+    """The split that a file of questions is named after."""
+    return path.stem.rpartition("_")[2]
 
 
 def yes_or_no(answer: str) -> str:
@@ -84,8 +89,9 @@ def _score(pairs: Sequence[tuple[Item, str]], normalisation: Normalisation) -> S
     }
 
 
-def _split(path: Path) -> str:
-    return path.stem.rpartition("_")[2]
+def _order(path: Path) -> tuple[int, str]:
+    split = split_of(path)
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
 
 
 def _read(path: Path, split: str) -> list[Item]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from .items import LETTERS, Item, damaged, read_json, section, text_of, unique
+from .items import LETTERS, Item, damaged, mapping, read_json, section, text_of, unique
 
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
@@ -26,7 +26,7 @@ def read_seed_bench(files: Sequence[Path]) -> list[Item]:
     (path,) = files
     content = read_json(path)
     entries = section(content, "questions", path)
-    types = cast("Mapping[str, int]", content.get("question_type") or {})
+    types = mapping(content.get("question_type") or {}, "numbers by type as 'question_type'", path)
     names = {str(number): name for name, number in types.items()}
     items = [
         _item(entry, names, path, number)

@@ -25,7 +25,7 @@ def read_vqa(files: Sequence[Path]) -> list[Item]:
     if len(files) != 2:
         raise ValueError(f"VQAv2 is read from its questions and its annotations, got {len(files)} file; give both")
     contents = [(path, read_json(path)) for path in files]
-    contents.sort(key=lambda pair: "questions" not in pair[1])
+    contents.sort(key=lambda pair: not (isinstance(pair[1], dict) and "questions" in pair[1]))
     (asked_path, asked), (path, annotated) = contents
     questions, annotations = section(asked, "questions", asked_path), section(annotated, "annotations", path)
     known = {text_of(entry, "question_id", path, number): entry for number, entry in enumerate(annotations, 1)}
@@ -35,7 +35,10 @@ def read_vqa(files: Sequence[Path]) -> list[Item]:
         name = text_of(entry, "question_id", asked_path, number)
         if name not in known:
             raise damaged(path, f"an annotation of every question of {asked_path.name}", f"none of question {name}")
-        image = f"{prefix}_{int(text_of(entry, 'image_id', asked_path, number)):012d}"
+        picture = text_of(entry, "image_id", asked_path, number)
+        if not (picture.isascii() and picture.isdecimal()):
+            raise damaged(asked_path, f"a whole number as 'image_id' of question {name}", repr(picture))
+        image = f"{prefix}_{int(picture):012d}"
         question = text_of(entry, "question", asked_path, number)
         items.append(_item(name, image, question, known[name], path))
     if len(items) != len(known):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from smalti.data.tokens import TokenRecord, TokenStore
-from smalti.eval.protocol import read_result, text_hash
+from smalti.eval.protocol import read_result, require_alike, state_hash
 from smalti.eval.tokens.statistics import TokenStatistics
 from smalti.eval.tokens.stream import streams
 from smalti.tokenizers.codes import Codebook, CodeLayout, Codes, CodeSpec
@@ -67,7 +67,9 @@ def test_a_codes_file(codes, tmp_path, answers):
     result = read_result(out)
     assert list(result.scores["streams"]) == ["pixel.0", "pixel.1"]
     assert result.scores["streams"]["pixel.0"] == TokenStatistics.of(streams(codes[:20])[1]).to_dict()
-    assert (result.protocol.count, result.protocol.dataset_hash) == (20, text_hash(names[:20]))
+    ids = {"ids": codes.ids, "mask": codes.mask}
+    assert (result.protocol.count, result.protocol.dataset_hash) == (20, state_hash(ids))
+    assert result.protocol.dataset == "a codes file, pictures unknown, hash of the codes"
     assert result.model == {"fingerprint": "beef"}
 
 
@@ -81,6 +83,44 @@ def test_pictures_are_coded_as_by_encode(model, pipeline, pictures, tmp_path, an
     assert result.model == {"tokenizer": "VQTokenizer", "fingerprint": pipeline.tokenizer.fingerprint()}
     assert (result.protocol.dataset, result.protocol.count, result.protocol.dtype) == ("noise", 6, "float32")
     assert result.protocol.crop is not None
+    assert read_result(one).protocol.dataset_hash == result.protocol.dataset_hash
+
+
+def protocol(answers, out, *arguments):
+    answers("eval", "tokens", *arguments, "--out", out)
+    return read_result(out).protocol
+
+
+def test_codes_of_one_set_are_alike_whatever_made_them_and_others_are_not(
+    model, other_tokenizer, pictures, tmp_path, answers
+):
+    found = []
+    for name, tokenizer in (("one", model), ("other", other_tokenizer)):
+        answers("encode", pictures, "--tokenizer", tokenizer, "--out", tmp_path / f"{name}.safetensors")
+        found.append(protocol(answers, tmp_path / f"{name}.json", tmp_path / f"{name}.safetensors"))
+    require_alike(*found)
+    Image.new("RGB", (16, 16)).save(pictures / "0.png")  # other pictures of the same names
+    answers("encode", pictures, "--tokenizer", model, "--out", tmp_path / "one.safetensors")
+    with pytest.raises(ValueError, match="got dataset_hash"):
+        require_alike(found[0], protocol(answers, tmp_path / "one.json", tmp_path / "one.safetensors"))
+
+
+def test_stores_are_told_apart_by_their_pictures_or_else_by_their_codes(codes, tmp_path, answers):
+    records = [TokenRecord()] * len(codes)  # what pictures without captions have
+    found = {}
+    for name, ids, origin in (
+        ("known", codes.ids, {"pictures_hash": "beef"}),
+        ("others", codes.ids.flip(0), {"pictures_hash": "beef"}),
+        ("unknown", codes.ids, {}),
+        ("foreign", codes.ids.flip(0), {}),
+    ):
+        TokenStore(ids, records, SPEC.to_dict(), "f00d", origin).save(tmp_path / name)
+        found[name] = protocol(answers, tmp_path / f"{name}.json", tmp_path / name, "--grammar", 100)
+    require_alike(found["known"], found["others"])
+    assert (found["known"].dataset, found["known"].dataset_hash) == ("a token store", "beef")
+    assert found["unknown"].dataset == "a token store, pictures unknown, hash of the codes"
+    with pytest.raises(ValueError, match="got dataset_hash"):
+        require_alike(found["unknown"], found["foreign"])
 
 
 def test_pictures_of_the_embedded_world(model, tmp_path, answers):
@@ -93,6 +133,10 @@ def test_wrong_requests(model, store, pictures, tmp_path, fails):
     assert "scan order must be one of raster" in fails("eval", "tokens", store, *out, "--order", "spiral")
     assert "codebook must be one of semantic, pixel.0" in fails("eval", "tokens", store, *out, "--codebook", "text")
     assert "holds codes already; leave it out" in fails("eval", "tokens", store, *out, "--tokenizer", model)
+    line = fails("eval", "tokens", store, *out, "--filter", "nonsense")
+    assert "--filter is for pictures, but" in line
+    assert "holds codes already; leave it out or give pictures" in line
+    assert "nonsense" in fails("eval", "tokens", pictures, "--tokenizer", model, *out, "--filter", "nonsense")
     assert "a file of codes was expected" in fails("eval", "tokens", "none.safetensors", *out)
     assert "pictures were expected at" in fails("eval", "tokens", tmp_path / "none.tar", *out)
     assert "--limit must be a whole number, at least 2" in fails("eval", "tokens", store, *out, "--limit", 1)

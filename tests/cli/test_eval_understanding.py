@@ -7,7 +7,7 @@ import json
 import pytest
 
 from smalti.cli import eval_understanding
-from smalti.eval.protocol import read_result
+from smalti.eval.protocol import read_result, require_alike
 from smalti.eval.understanding.benchmarks import BENCHMARKS
 from smalti.generation.pipeline import TextToImagePipeline
 
@@ -116,12 +116,45 @@ def test_a_file_of_answers_for_each_split(answers, fails, scenes, pope, tmp_path
         write(tmp_path / f"{word}.jsonl", [{"question_id": at, "text": word} for at in range(8)])
         for word in ("yes", "no")
     ]
-    out = tmp_path / "pope.json"
+    out, turned = tmp_path / "pope.json", tmp_path / "turned.json"
     answers(*KIND, "pope", pope, other, "--answers", *files, "--out", out)
     splits = read_result(out).scores["pope"]["splits"]
     assert (splits["random"]["yes_ratio"], splits["popular"]["yes_ratio"]) == (1, 0)
-    assert "give one answers file for each split" in fails(*KIND, "pope", pope, other, "--answers", files[0])
-    assert "must be one file for each of 1 splits, got 2; give all" in fails(*KIND, "pope", pope, "--answers", *files)
+    answers(*KIND, "pope", other, pope, "--answers", *files[::-1], "--out", turned)
+    assert read_result(turned).scores == read_result(out).scores
+    require_alike(read_result(turned).protocol, read_result(out).protocol)
+    assert read_result(out).protocol.dataset == "POPE: random, popular"
+    line = fails(*KIND, "pope", pope, other, "--answers", files[0])
+    assert "expected a 'group' in every entry, or one answers file for each split" in line
+    assert "one answers file for each of 1 splits, got 2" in fails(*KIND, "pope", pope, "--answers", *files)
+    files[0].rename(tmp_path / "said_popular.jsonl")
+    line = fails(*KIND, "pope", pope, "--answers", tmp_path / "said_popular.jsonl")
+    assert "expected answers to split 'random', got said_popular.jsonl, named after popular" in line
+    assert "expected answers in" in fails(*KIND, "pope", pope, "--answers", pope)
+
+
+def test_saved_answers_to_several_splits_are_read_again(answers, model, pope, scenes, tmp_path):
+    other = scenes / "pope_popular.json"
+    entries = [json.loads(line) for line in pope.read_text().splitlines()]
+    write(other, [entry | {"text": "how many squares"} for entry in entries])
+    said, one, again = (tmp_path / name for name in ("said.jsonl", "one.json", "again.json"))
+    images = ("--images", scenes / "images", "--model", model)
+    answers(*KIND, "pope", other, pope, *images, "--save-answers", said, "--out", one)
+    answers(*KIND, "pope", pope, other, "--answers", said, "--out", again)
+    assert set(read_result(one).scores["pope"]["splits"]) == {"random", "popular"}
+    assert read_result(again).scores == read_result(one).scores
+
+
+def test_files_of_one_set_are_one_data_set_in_any_order(answers, scenes, tmp_path):
+    asked = json.loads((scenes / "gqa_questions.json").read_text())
+    given = write(tmp_path / "said.jsonl", [{"id": name, "text": q["answer"]} for name, q in asked.items()])
+    files = [scenes / "vqa_questions.json", scenes / "vqa_annotations.json"]
+    found = []
+    for order in (files, files[::-1]):
+        answers(*KIND, "vqav2", *order, "--answers", given, "--out", tmp_path / "o.json")
+        found.append(read_result(tmp_path / "o.json").protocol)
+    require_alike(*found)
+    assert found[0].dataset == "VQAv2"
 
 
 def test_textvqa_says_whether_words_were_read(answers, tmp_path):
@@ -136,7 +169,11 @@ def test_textvqa_says_whether_words_were_read(answers, tmp_path):
     )
     common = (*KIND, "textvqa", tmp_path / "val.json", "--answers", given, "--out", out)
     assert answers(*common)[1].split() == ["accuracy", "0.000", "1.000"]
-    assert read_result(out).protocol.extra["ocr_tokens_in_prompt"] is False
+    extra = read_result(out).protocol.extra
+    assert (extra["ocr_tokens_in_prompt"], extra["suffix"], extra["max_new_tokens"]) == (None, None, None)
+    answers(*common, "--suffix", "", "--max-new-tokens", 9)
+    extra = read_result(out).protocol.extra
+    assert (extra["suffix"], extra["max_new_tokens"]) == ("", 9)
     assert answers(*common, "--normalisation", "always", "--ocr", tmp_path / "ocr.json")[1].split()[1] == "1.000"
     assert read_result(out).protocol.extra["ocr_tokens_in_prompt"] is True
 
@@ -159,11 +196,22 @@ def test_wrong_input(fails, model, pope, scenes, tmp_path):
     given = write(tmp_path / "said.jsonl", [{"question_id": 0, "text": "yes"}])
     assert "an answer to each of 8 questions" in fails(*KIND, "pope", pope, "--answers", given)
     line = fails(*KIND, "pope", pope, "--answers", given, "--model", model)
-    assert "--answers are scored as they are, got --model, --images or --save-answers too; drop either" in line
+    assert "--answers are scored as they are, got --model, which a model needs; drop either" in line
+    assert "got --by, which" in fails(*KIND, "pope", pope, "--answers", given, "--by", "likelihood")
+    captions = (*KIND, "captions", scenes / "captions.json")
+    assert "--suffix follows a question, got captions" in fails(*captions, *images, "--suffix", " please")
+    assert "--normalisation tokenised belongs to captions, got pope; drop it" in fails(
+        *KIND, "pope", pope, "--answers", given, "--normalisation", "tokenised"
+    )
+    assert "--seed belongs to export, got pope; drop it" in fails(*KIND, "pope", pope, *images, "--seed", 0)
     assert "--ocr belongs to textvqa, got pope; drop it" in fails(*KIND, "pope", pope, "--ocr", given)
     assert "must be one file for gqa, got 2" in fails(*KIND, "gqa", pope, "--answers", given, given)
     assert "--out must end in .json" in fails(*KIND, "pope", pope, "--answers", given, "--out", "a.txt")
     line = fails(*KIND, "captions", scenes / "captions.json", *images, "--by", "likelihood")
     assert "the likeliest of given answers needs choices, got none with question 0; let the model write" in line
+    for option, value in (("--out", "o.json"), ("--answers", given), ("--model", model), ("--save-answers", "s.jsonl")):
+        line = fails(*KIND, "export", tmp_path / "new", option, value)
+        assert f"{option} belongs to scores, got export; drop it" in line
+    assert not (tmp_path / "new").exists()
     assert "export takes one folder, got 2; name one" in fails(*KIND, "export", tmp_path / "a", tmp_path / "b")
     assert "a new or empty folder is needed for scenes" in fails(*KIND, "export", scenes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,7 +18,8 @@ DYNAMIC = CodeSpec(CodeLayout("sequence", (3,)), (Codebook("word", 4),), dynamic
 
 def stored() -> CodesFile:
     ids = torch.arange(4 * 6 * 3).view(4, 6, 3) % 5
-    return CodesFile(Codes.full(ids, SPEC), ("a.png", "b/ä.png", "c", "d"), "0123456789abcdef", {"size": [16, 16]})
+    names = ("a.png", "b/ä.png", "c", "d")
+    return CodesFile(Codes.full(ids, SPEC), names, "0123456789abcdef", {"size": [16, 16]}, "beef")
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -25,6 +28,7 @@ def test_what_was_written_is_read(tmp_path):
     assert torch.equal(found.codes.ids, stored().codes.ids)
     assert found.codes.spec == SPEC
     assert (found.names, found.fingerprint, found.transform) == (stored().names, "0123456789abcdef", {"size": [16, 16]})
+    assert found.pictures_hash == "beef"
     with safe_open(tmp_path / "codes.safetensors", "pt") as file:
         assert file.get_tensor("ids").dtype == torch.int32
         assert file.get_tensor("mask").dtype == torch.bool
@@ -43,6 +47,17 @@ def test_metadata_is_one_entry_so_that_equal_contents_are_equal_bytes(tmp_path):
     stored().save(tmp_path / "codes.safetensors")
     with safe_open(tmp_path / "codes.safetensors", "pt") as file:
         assert list(file.metadata()) == ["smalti.codes"]
+
+
+def test_files_that_do_not_know_the_hash_of_their_pictures_are_read(tmp_path):
+    path = tmp_path / "codes.safetensors"
+    stored().save(path)
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["smalti.codes"])
+        tensors = {name: file.get_tensor(name) for name in ("ids", "mask")}
+    del about["pictures_hash"]
+    save_file(tensors, path, {"smalti.codes": json.dumps(about)})
+    assert CodesFile.open(path).pictures_hash is None
 
 
 def test_names_must_fit():

@@ -56,6 +56,19 @@ def test_workers_change_nothing(tokenizer):
     alone, helped = (encode_source(tokenizer, scenes, batch_size=2, workers=workers) for workers in (0, 2))
     assert torch.equal(alone.ids, helped.ids)
     assert alone.records == helped.records
+    assert alone.origin == helped.origin
+
+
+def test_the_pictures_are_known_by_their_hash(tokenizer):
+    first, same, other = (
+        encode_source(tokenizer, scenes, batch_size=size).origin["pictures_hash"]
+        for size, scenes in (
+            (2, Scenes("small", "train", 3)),
+            (3, Scenes("small", "train", 3)),
+            (2, Scenes("small", "train", 3, seed=1)),
+        )
+    )
+    assert first == same != other
 
 
 def test_progress_ends_with_all(tokenizer):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from smalti.eval.protocol import Protocol, flat, read_result, write_result
 from smalti.eval.tables import markdown
+from smalti.eval.tokens.entropy import Conditional
 from smalti.eval.tokens.statistics import ESTIMATORS, TokenStatistics, statistics_table
 from smalti.eval.tokens.stream import TokenStream
 
@@ -49,3 +52,10 @@ def test_one_row_per_stream():
     assert second["H1 bits"].startswith(">= ")
     assert second["types after 100"] == ""
     assert markdown(table).count("\n") == 3
+
+
+def test_neighbours_tell_no_less_than_nothing():
+    one = replace(record((6, 3), 8), conditional={"previous": Conditional(12, 2.0, 1.9, 2.0, 0.0)})
+    (row,) = statistics_table([one]).rows
+    assert row[6] == "0.00"
+    assert one.to_dict()["conditional"]["previous"]["gain"] == pytest.approx(-0.1)

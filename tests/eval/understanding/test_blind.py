@@ -51,6 +51,13 @@ def test_one_picture_alone_has_no_baseline():
     assert score_beside_blind(BENCHMARKS["gqa"], items, ["yes", "yes"], "official") == ({"accuracy": 0.5}, None)
 
 
+def test_only_captions_may_be_tokenised_already():
+    with pytest.raises(
+        ValueError, match="GQA is scored with normalisation official or always, got 'tokenised'; choose"
+    ):
+        score_beside_blind(BENCHMARKS["gqa"], [ask("a", "q", "yes"), ask("b", "q", "yes")], ["no"] * 2, "tokenised")
+
+
 def test_every_question_needs_an_answer():
     with pytest.raises(ValueError, match="got 1 answers for 2 questions; answer every question once"):
         score_beside_blind(BENCHMARKS["gqa"], [ask("a", "q", "yes"), ask("b", "q", "yes")], ["yes"], "official")

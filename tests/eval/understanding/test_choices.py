@@ -73,6 +73,9 @@ def test_wrong_files(path):
     path.write_text(json.dumps(content | {"questions": content["questions"][2:]}))
     with pytest.raises(ValueError, match=r"questions whose 'data_type' is 'image' .*got none"):
         read_seed_bench([path])
+    path.write_text(json.dumps(content | {"question_type": ["Scene Understanding"]}))
+    with pytest.raises(ValueError, match=r"an object of numbers by type as 'question_type' .*got list"):
+        read_seed_bench([path])
     path.write_text(json.dumps(content | {"questions": [content["questions"][0] | {"answer": "E"}]}))
     with pytest.raises(ValueError, match=r"A, B, C or D as 'answer' of question 1 .*got 'E'"):
         read_seed_bench([path])

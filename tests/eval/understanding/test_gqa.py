@@ -38,7 +38,11 @@ def test_wrong_files(path):
     with pytest.raises(ValueError, match=r"questions by id .*got none"):
         read_gqa([path])
     path.write_text('{"1": "what"}')
-    with pytest.raises(ValueError, match=r"an object for question 1 .*got str"):
+    with pytest.raises(ValueError, match=r"an object of question 1 .*got str"):
+        read_gqa([path])
+    entry = {"imageId": "n1", "question": "what", "answer": "yes", "types": ["query"]}
+    path.write_text(json.dumps({"1": entry}))
+    with pytest.raises(ValueError, match=r"an object of 'types' of question 1 .*got list"):
         read_gqa([path])
     path.write_text('{"1": {"imageId": "n1", "question": "what"}}')
     with pytest.raises(ValueError, match=r"text as 'answer' of entry 1 .*got no such field"):

@@ -36,6 +36,28 @@ def test_every_rotation_is_asked(tsv):
     assert all(item.data == bytes(range(96)) for item in items)
 
 
+FILED = [  # the rotations as rows, one before its question, pictures named by the question that holds them
+    ("1000005", "what is it", "", "cat", "cow", "dog", "", "B", "nature", "5"),
+    ("5", "what is it", "", "dog", "cat", "cow", "", "C", "nature", PICTURE),
+    ("2000005", "what is it", "", "cow", "dog", "cat", "", "A", "nature", "5"),
+    ("6", "how many", "nan", "one", "two", "nan", "", "A", "count", PICTURE),
+    ("1000006", "how many", "nan", "two", "one", "nan", "", "B", "count", PICTURE),
+]
+
+
+def test_rotations_of_the_file_are_not_rotated_again(tsv):
+    items = read_mmbench(tsv(FILED))
+    assert [item.id for item in items] == ["1000005", "5", "2000005", "6", "1000006"]
+    assert [(item.origin, item.image) for item in items] == [("5", "5")] * 3 + [("6", "6")] * 2
+    assert [item.answers[0] for item in items] == ["B", "C", "A", "A", "B"]
+    assert items[0].choices == ("cat", "cow", "dog")
+    assert all(item.data == bytes(range(96)) for item in items)
+    scores = score_mmbench(items, ["A", "C", "A", "A", "B"], "official")
+    assert (scores["circular"], scores["single"]) == (0.5, 1)
+    with pytest.raises(ValueError, match=r"question 5 beside its rotation 1000005 .*got none"):
+        read_mmbench(tsv([(*FILED[0][:9], PICTURE), *FILED[3:]]))
+
+
 def test_a_question_is_right_only_in_every_rotation(tsv):
     items = read_mmbench(tsv(ROWS))
     right = [item.answers[0] for item in items]
@@ -70,5 +92,10 @@ def test_wrong_files(tsv):
         read_mmbench(tsv([row[:7] for row in ROWS], COLUMNS[:7]))
     with pytest.raises(ValueError, match=r"the letter of a choice as answer of question 5 .*got 'D'"):
         read_mmbench(tsv([(*ROWS[0][:7], "D", *ROWS[0][8:])]))
+    for index in ("five", "", "-1", "\u00b2"):
+        with pytest.raises(ValueError, match=rf"a whole number as 'index' of row 1 .*got '{index}'"):
+            read_mmbench(tsv([(index, *ROWS[0][1:])]))
+    with pytest.raises(ValueError, match=r"a picture in base64 for question 5 .*got something else"):
+        read_mmbench(tsv([ROWS[0][:9]]))
     with pytest.raises(ValueError, match=r"a picture in base64 for question 6 .*got something else"):
         read_mmbench(tsv(ROWS[1:]))

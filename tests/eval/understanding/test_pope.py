@@ -74,6 +74,7 @@ def test_the_overall_score_is_the_mean_over_splits():
 def test_reading(tmp_path):
     files = [write(tmp_path / f"coco_pope_{split}.json") for split in ("random", "popular")]
     items = read_pope(files)
+    assert items == read_pope(files[::-1])  # hence one blind score, too
     assert [item.group for item in items] == ["random"] * 4 + ["popular"] * 4
     assert items[0] == Item("1", "1.jpg", "Is there a 1?", ("yes",), "random", "random", ("yes", "no"))
 

@@ -69,6 +69,12 @@ def test_wrong_files(files, tmp_path):
     bare = [{"question_id": 420, "answer_type": "other"}, {"question_id": 421}]
     with pytest.raises(ValueError, match=r"annotators' answers of question 420 .*got none, as for a test split"):
         read_vqa(files(questions, annotations | {"annotations": bare}))
+    odd = [entry | {"image_id": "abc"} for entry in questions["questions"]]
+    with pytest.raises(ValueError, match=r"a whole number as 'image_id' of question 420 .*got 'abc'"):
+        read_vqa(files(questions | {"questions": odd}, annotations))
+    for pair in ((5, annotations), (questions, 5)):
+        with pytest.raises(ValueError, match=r"a list called '(questions|annotations)' in .*got int"):
+            read_vqa(files(*pair))
     (tmp_path / "broken.json").write_text('{"questions": [')
     with pytest.raises(ValueError, match=r"expected JSON in .*broken.json, got text that does not parse at line 1"):
         read_vqa([tmp_path / "broken.json", tmp_path / "annotations.json"])
