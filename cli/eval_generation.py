@@ -14,6 +14,9 @@ from .eval_pictures import (
     add_batch,
     add_crop,
     add_extractor,
+    add_seed,
+    check_extractor,
+    check_preset,
     chosen_crop,
     dataset_name,
     picture_source,
@@ -43,11 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     told = "also improved precision and recall; needs pictures as the reference"
     parser.add_argument("--precision-recall", action="store_true", help=told)
     parser.add_argument("--clip", metavar="DIR", help="also the CLIP score, by the CLIP model in this folder")
-    told = "the prompt of each picture, one a line in the order of their names, or JSON lines with a field prompt"
+    told = (
+        "the prompt of each picture, one a line in the order of their names, or JSON lines with a field prompt; the "
+        "hash written down is of these texts in order, one a line"
+    )
     parser.add_argument("--prompts", metavar="FILE", help=told)
     parser.add_argument("--rewritten", action="store_true", help="another model rewrote the prompts; written down")
-    told = "how the pictures were drawn, e.g. guidance=7.5 top_k=100; written down"
-    parser.add_argument("--sampler", nargs="+", default=[], metavar="NAME=VALUE", help=told)
+    told = "how the pictures were drawn, for the protocol, e.g. guidance=7.5; once for each setting"
+    parser.add_argument("--sampler", type=_setting, action="append", metavar="NAME=VALUE", default=[], help=told)
+    add_seed(parser, "KID's subsets")
     parser.add_argument("--limit", type=number(least=2), metavar="N", help="take the first N pictures (default: all)")
     parser.add_argument("--preset", metavar="NAME", help="published protocol, e.g. adm-256; refuse another")
     parser.add_argument("--out", default="generation.json", help="result file (default: generation.json)")
@@ -59,12 +66,14 @@ def run(args: argparse.Namespace) -> int:
     """Read the pictures and the reference once, print and write the scores with their protocol.
 
     Raises:
-        UsageError: an output that cannot be written, statistics of another project that must be converted first,
-            wrong sampler settings, or an unknown device.
+        UsageError: an output that cannot be written, statistics of another project that must be converted first, a
+            setting of the sampler given twice, an option that nothing would come of, pictures that cannot be the
+            preset's, prompts that cannot be read, or an unknown device.
         FileNotFoundError: missing pictures, prompts, reference or weights.
         ValueError: an unknown preset, a result that is not the preset's, pictures of several sizes, prompts of another
             number than pictures, or statistics of another extractor.
     """
+    _check(args)
     sampler = _sampler(args.sampler)
     preset = with_preset(args)
     out = file_target(args.out, "--out", ".json")
@@ -77,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from ..eval.protocol import write_result
 
     files = read_images(args.pictures)
+    check_preset(preset, "generation", [args.pictures, args.reference], len(files))
     if prompts is not None and len(prompts) == len(files):
         prompts = prompts[: args.limit]
     pictures = _drawn(files, args.limit)
@@ -85,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     quiet()
     extractor = load_extractor(args.extractor, device, args.unknown_weights)
     clip = CLIPScorer(args.clip, device) if args.clip else None
-    settings = GenerationSettings(args.batch, args.kid, args.precision_recall, 0, args.rewritten, sampler)
+    settings = GenerationSettings(args.batch, args.kid, args.precision_recall, args.seed, args.rewritten, sampler)
     with say_warnings(), Bar("pictures", len(pictures)) as bar:
         result = evaluate_generation(
             pictures,
@@ -113,27 +123,39 @@ def _drawn(files: ImageFiles, limit: int | None) -> PictureSet:
     return PictureSet(source if limit is None or limit >= len(files) else Part(source, 0, limit), name)
 
 
+def _check(args: argparse.Namespace) -> None:
+    check_extractor(args)
+    for option, given in {"--rewritten": args.rewritten, "--clip": args.clip}.items():
+        if given and not args.prompts:
+            raise UsageError(f"{option} is about prompts, got none; pass --prompts FILE, or leave {option} out")
+    named = {"--size": args.size, "--crop": args.crop, "--filter": args.filter, "--reference-name": args.reference_name}
+    for option, given in named.items():
+        if given is not None and _is_stored(args.reference):
+            raise UsageError(
+                f"{option} is for pictures as the reference, got statistics in {args.reference}; leave {option} out"
+            )
+
+
+def _is_stored(path: str) -> bool:
+    return Path(path).suffix.lower() == ".safetensors"
+
+
 def _reference(args: argparse.Namespace, size: tuple[int, int]) -> Reference | PictureSet:
-    from ..eval.images.exports import read_images
     from ..eval.images.feature_statistics import Reference
-    from ..eval.images.picture_sets import ArraySource, PictureSet
+    from ..eval.images.picture_sets import PictureSet
 
     path: str = args.reference
-    if path.endswith(".safetensors"):
+    if _is_stored(path):
         return Reference.load(path)
-    if path.endswith(".npz"):
-        _refuse_statistics(path)
+    _refuse_statistics(path)
     cropped = args.size is not None or args.crop is not None or args.filter is not None
     crop = chosen_crop(args, size) if cropped else None
-    name = dataset_name([path], args.reference_name)
-    if path.endswith(".npz") or (Path(path).is_dir() and crop is None):
-        return PictureSet(ArraySource(read_images(path)), name, crop)
-    return PictureSet(picture_source([path], None), name, crop)
+    return PictureSet(picture_source([path], None), dataset_name([path], args.reference_name), crop)
 
 
 def _refuse_statistics(path: str) -> None:
     """ADM's reference files hold statistics, and beside them too few pictures to be meant."""
-    if Path(path).is_file() and zipfile.is_zipfile(path):
+    if Path(path).suffix.lower() == ".npz" and Path(path).is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             held = archive.namelist()
         if "mu.npy" in held:
@@ -146,23 +168,45 @@ def _refuse_statistics(path: str) -> None:
 def _prompts(path: str) -> list[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"prompts were expected in {path}, got no such file; check the path")
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    if not path.endswith(".jsonl"):
-        return lines
     try:
-        return [str(json.loads(line)["prompt"]) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} must hold an object with a prompt in every line, got another ({error})") from error
+        text = Path(path).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} must be UTF-8, got another encoding ({error.reason}); convert it") from error
+    # Not splitlines, which also splits at separators that may stand inside a prompt.
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    if path.endswith(".jsonl"):
+        return [_prompt(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
 
 
-def _sampler(settings: list[str]) -> dict[str, Any]:
+def _prompt(path: str, number: int, line: str) -> str:
+    try:
+        prompt: object = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UsageError(
+            f"{path} must hold an object with a prompt in every line, got another in line {number} ({error})"
+        ) from error
+    if not isinstance(prompt, str):
+        raise UsageError(f"{path} must hold prompts that are text, got {prompt!r} in line {number}; put it in quotes")
+    return prompt
+
+
+def _sampler(settings: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not name or not equals:
-            raise UsageError(f"--sampler takes NAME=VALUE, got {setting!r}; write e.g. guidance=7.5")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
+    for name, value in settings:
+        if name in found:
+            raise UsageError(f"--sampler must give every setting once, got {name!r} more than once; leave one out")
+        found[name] = value
     return found
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

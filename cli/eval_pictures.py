@@ -1,4 +1,4 @@
-"""What the commands that score pictures share: which pictures are meant, how they are cropped, and the table."""
+"""What the commands that score pictures share: which are meant, how they are cropped, where they go, and the table."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import combinations, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..data.decoding import printable
 from .arguments import number
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
 #: What stands for the embedded world in place of a path.
 SCENES = "scenes"
 
+#: What stands before the file of the published Inception in place of a folder.
+INCEPTION = "inception:"
+
 #: Pictures of the embedded world where nothing else is said.
 _SCENES_COUNT = 1000
 
+_LAST_SEED = 2**63 - 1
+
 _TEXT = (
-    "pictures, folders of them, WebDataset tars, or scenes[:full|small] for held-back pictures of the embedded world "
-    f"({_SCENES_COUNT:,} unless --limit says another number)"
+    "pictures, folders of them, WebDataset tars, npz files of ADM, or scenes[:full|small] for held-back pictures of "
+    f"the embedded world ({_SCENES_COUNT:,} unless --limit says another number)"
 )
 
 
@@ -47,6 +53,12 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=number(least=1), default=32, help="pictures handled together (default: 32)")
 
 
+def add_seed(parser: argparse.ArgumentParser, told: str) -> None:
+    """Declare ``--seed``; ``told`` says of what."""
+    seed = number(least=0, most=_LAST_SEED)
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help=f"of {told} (default: 0)")
+
+
 def add_crop(parser: argparse.ArgumentParser, size: str) -> None:
     """Declare ``--size``, ``--crop`` and ``--filter``; ``size`` says what the default size is."""
     parser.add_argument("--size", type=number(least=1), metavar="N", help=f"side of the crop (default: {size})")
@@ -60,6 +72,17 @@ def add_extractor(parser: argparse.ArgumentParser, told: str, required: bool = F
     parser.add_argument("--extractor", metavar="SPEC", required=required, help=text)
     text = "take an Inception file of other weights than the published ones; their hash is written down"
     parser.add_argument("--unknown-weights", action="store_true", help=text)
+
+
+def check_extractor(args: argparse.Namespace) -> None:
+    """Raise where ``--unknown-weights`` would be passed over.
+
+    Raises:
+        UsageError: the extractor is no Inception.
+    """
+    if args.unknown_weights and not (args.extractor or "").startswith(INCEPTION):
+        came = f"--extractor {args.extractor}" if args.extractor else "no --extractor"
+        raise UsageError(f"--unknown-weights is for --extractor inception:FILE, got {came}; leave it out")
 
 
 def chosen_crop(args: argparse.Namespace, size: int | tuple[int, int]) -> Crop:
@@ -82,6 +105,7 @@ def with_preset(args: argparse.Namespace) -> Preset | None:
     """The preset of ``--preset``; what it says about options that were not given is set on ``args``.
 
     Raises:
+        UsageError: ``--limit`` beside it: a preset never takes a part of the pictures.
         ValueError: an unknown name.
     """
     if args.preset is None:
@@ -89,24 +113,56 @@ def with_preset(args: argparse.Namespace) -> Preset | None:
     from ..eval.presets import get_preset
 
     preset = get_preset(args.preset)
-    named = {"limit" if name == "count" else name: value for name, value in preset.defaults.items()}
-    for name, value in named.items():
+    if getattr(args, "limit", None) is not None:
+        raise UsageError(
+            f"the preset {preset.name} takes all of {preset.count:,} pictures, got --limit {args.limit}; leave one out"
+        )
+    for name, value in preset.defaults.items():
         if hasattr(args, name) and getattr(args, name) is None:
             setattr(args, name, value)
     return preset
+
+
+def check_preset(preset: Preset | None, task: str, paths: Sequence[str], count: int) -> None:
+    """Raise where pictures cannot be those of a preset, before anything is loaded.
+
+    Args:
+        preset: None passes.
+        task: what the command measures.
+        paths: what the command line names, drawn pictures and originals alike.
+        count: pictures to be scored.
+
+    Raises:
+        UsageError: a preset of another task, pictures of the embedded world, or of another number.
+    """
+    if preset is None:
+        return
+    if preset.task != task:
+        raise UsageError(f"the preset {preset.name} is of {preset.task}, got a {task}; choose one of this command")
+    scenes = [path for path in paths if _is_scenes(path)]
+    if scenes:
+        raise UsageError(
+            f"the preset {preset.name} is of published pictures, got {scenes[0]} of the embedded world; name the "
+            "pictures, or leave the preset out"
+        )
+    if count != preset.count:
+        raise UsageError(
+            f"the preset {preset.name} needs exactly {preset.count:,} pictures, got {count:,}; name those of the "
+            "preset, or leave it out"
+        )
 
 
 def picture_source(paths: Sequence[str], limit: int | None) -> ImageSource:
     """The pictures that a command line names.
 
     Args:
-        paths: files, folders, tars, ``scenes``; at least one.
+        paths: files, folders, tars, npz files, ``scenes``; at least one.
         limit: pictures at most, the first ones.
 
     Raises:
         FileNotFoundError: a path that does not exist.
         UsageError: an unknown world.
-        ValueError: a folder or a tar without pictures.
+        ValueError: a folder, a tar or an npz without pictures.
     """
     from ..data.base import Part
     from ..eval.images.picture_sets import Files, Joined
@@ -147,31 +203,74 @@ def say_warnings() -> Generator[None]:
         sys.stderr.write(f"note: {line}\n")
 
 
-def export_target(given: str | None, option: str) -> Path | None:
-    """Where pictures will be exported to: an npz, or a folder that holds nothing yet.
+@dataclass(frozen=True)
+class Export:
+    """Where pictures will be written, whole or not at all: one npz, or a folder of PNGs."""
+
+    path: Path
+    is_folder: bool
+    option: str  #: what named it
+
+    @classmethod
+    def npz(cls, given: str, option: str) -> Self:
+        """An npz.
+
+        Raises:
+            UsageError: another ending, or a place that cannot be written to.
+        """
+        return cls(file_target(given, option, ".npz"), False, option)
+
+    @classmethod
+    def folder(cls, given: str, option: str) -> Self:
+        """A folder that holds nothing yet.
+
+        Raises:
+            UsageError: a folder with something in it, one named like an npz, or a place that cannot be written to.
+        """
+        folder = Path(given)
+        if folder.suffix.lower() == ".npz":
+            raise UsageError(f"{option} must be a folder of another ending than .npz, got {given!r}; rename it")
+        file_target(str(folder / "000000.png"), option, ".png")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UsageError(f"{option} must be a new or empty folder, got {given!r} with files in it; name another")
+        return cls(folder, True, option)
+
+    @classmethod
+    def either(cls, given: str, option: str) -> Self:
+        """An npz where the ending says so, else a folder; errors as of both."""
+        is_npz = Path(given).suffix.lower() == ".npz" and not given.endswith("/")
+        return cls.npz(given, option) if is_npz else cls.folder(given, option)
+
+    def write(self, pictures: Iterator[Levels], count: int) -> None:
+        """Write ``count`` uint8 arrays ``[H, W, 3]``; errors as of `write_adm` and `write_png_folder`."""
+        from ..eval.images.exports import write_adm, write_png_folder
+
+        if self.is_folder:
+            write_png_folder(self.path, pictures)
+        else:
+            write_adm(self.path, pictures, count)
+
+
+def check_apart(exports: Sequence[Export], out: Path, read: Sequence[str]) -> None:
+    """Raise where one output would take the place of another, or of pictures that are read.
+
+    Args:
+        exports: where pictures will go.
+        out: where the result will go.
+        read: paths of pictures.
 
     Raises:
-        UsageError: a folder with something in it, or a place that cannot be written to.
+        UsageError: one place named twice, or one inside a folder of the other.
     """
-    if given is None:
-        return None
-    if not given.endswith("/") and Path(given).suffix.lower() == ".npz":
-        return file_target(given, option, ".npz")
-    folder = Path(given)
-    file_target(str(folder / "000000.png"), option, ".png")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"{option} must be a new or empty folder, or end in .npz, got {given!r} with files in it")
-    return folder
-
-
-def write_export(place: Path, pictures: Iterator[Levels], count: int) -> None:
-    """Write uint8 ``[H, W, 3]`` arrays where `export_target` said, each place whole or not at all."""
-    from ..eval.images.exports import write_adm, write_png_folder
-
-    if place.suffix.lower() == ".npz":
-        write_adm(place, pictures, count)
-    else:
-        write_png_folder(place, pictures)
+    places = [(export.option, export.path.resolve(), export.is_folder) for export in exports]
+    places.append(("--out", out.resolve(), False))
+    for (option, path, is_folder), (other, second, holds) in combinations(places, 2):
+        if path == second or (is_folder and path in second.parents) or (holds and second in path.parents):
+            raise UsageError(f"{option} and {other} must lie apart, got {path} and {second}; name another place")
+    sources = {Path(path).resolve() for path in read}
+    for option, path, _ in places:
+        if path in sources:
+            raise UsageError(f"{option} must be another file than the pictures, got {path} for both; rename it")
 
 
 def _plain(value: float) -> str:
@@ -194,11 +293,18 @@ def _source(path: str, limit: int | None) -> ImageSource:
 
     if not Path(path).exists():
         raise FileNotFoundError(f"pictures were expected at {printable(path)}, got no such file; check the path")
-    return ImageFolder(path) if Path(path).is_dir() else WebDataset(path)
+    if Path(path).is_dir():
+        return ImageFolder(path)
+    if Path(path).suffix.lower() == ".tar":
+        return WebDataset(path)
+    from ..eval.images.exports import read_images
+    from ..eval.images.picture_sets import ArraySource
+
+    return ArraySource(read_images(path))
 
 
 def _is_single(path: str) -> bool:
-    return not _is_scenes(path) and not Path(path).is_dir() and Path(path).suffix.lower() != ".tar"
+    return not _is_scenes(path) and not Path(path).is_dir() and Path(path).suffix.lower() not in (".npz", ".tar")
 
 
 def _is_scenes(path: str) -> bool:

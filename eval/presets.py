@@ -80,7 +80,6 @@ def _adm_256() -> Preset:
             "extra": {"reference_split": "train", "reference_count": IMAGENET_TRAIN, "reference_crop": crop},
         },
         {"weights_hash": INCEPTION_SHA256},
-        {"size": 256, "count": 50_000},
     )
 
 
@@ -99,7 +98,7 @@ def _val50k() -> Preset:
             "extra": {"reference_split": "originals"},
         },
         {"weights_hash": INCEPTION_SHA256},
-        {"size": 256, "crop": "adm", "count": 50_000},
+        {"size": 256, "crop": "adm"},
     )
 
 

@@ -62,7 +62,7 @@ class Protocol:
     reference_hash: str | None = None  #: `file_hash` of the statistics file, or `dataset_hash` of the reference images
     extractor: str | None = None  #: feature extractor or detector
     weights_hash: str | None = None  #: of the extractor's weights
-    prompts_hash: str | None = None  #: SHA-256 of the prompt file (JSONL) in its order
+    prompts_hash: str | None = None  #: of the prompts in order: of the published file, or `text_hash` of the texts
     rewritten: bool | None = None  #: whether another model rewrote the prompts
     preset: str | None = None  #: name of the published protocol that this one was checked against; decides nothing
     sampler: Mapping[str, Any] | None = None  #: order, temperature, top-k, guidance, images per prompt, ...

@@ -11,14 +11,19 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, ViTConfig, ViTModel
 
+from smalti.cli.main import main
 from smalti.data.scenes import Scenes
 from smalti.data.transforms import Crop, to_tensor
+from smalti.eval import presets
 from smalti.eval.images import extractors
 from smalti.eval.images.clip_score import CLIPScorer
 from smalti.eval.images.exports import read_images, write_adm, write_png_folder
 from smalti.eval.images.extractors import load_extractor
 from smalti.eval.images.feature_statistics import Reference
 from smalti.eval.images.frechet import frechet_distance
+from smalti.eval.images.kernel_distance import kernel_distance
+from smalti.eval.images.reconstruction import SUBSETS, subset_size
+from smalti.eval.presets import Preset
 from smalti.eval.protocol import file_hash, read_result, text_hash
 
 SIDE = 16
@@ -72,6 +77,11 @@ def cropped(folder, size=SIDE):
     return [np.asarray(Crop(size)(Image.fromarray(picture))) for picture in read_images(folder)]
 
 
+def kid(after, before, seed=3):
+    found = kernel_distance(after, before, SUBSETS, subset_size(min(len(after), len(before))), seed=seed)
+    return {"mean": pytest.approx(found.mean, rel=1e-4), "std": pytest.approx(found.std, rel=1e-4)}
+
+
 def test_reconstruction_of_a_folder(model, vision, photos, tmp_path, answers):
     out = tmp_path / "result.json"
     exports = {"--export-npz": tmp_path / "r.npz", "--export-folder": tmp_path / "r"}
@@ -79,7 +89,7 @@ def test_reconstruction_of_a_folder(model, vision, photos, tmp_path, answers):
     options = [item for pair in exports.items() for item in pair]
     lines = answers(
         *("eval", "reconstruction", photos, "--tokenizer", model, "--out", out, "--extractor", vision),
-        *("--batch", 5, "--compatibility", "--kid", "--device", "cpu", *options),
+        *("--batch", 5, "--compatibility", "--kid", "--seed", 3, "--device", "cpu", *options),
     )
     result = read_result(out)
     originals, rebuilt = list(read_images(tmp_path / "o")), list(read_images(tmp_path / "r"))
@@ -87,9 +97,10 @@ def test_reconstruction_of_a_folder(model, vision, photos, tmp_path, answers):
     assert all(np.array_equal(a, b) for a, b in zip(read_images(tmp_path / "r.npz"), rebuilt, strict=True))
     distance = frechet_distance(features(vision, rebuilt), features(vision, originals))
     assert result.scores["rfid"] == pytest.approx(distance, rel=1e-4)
+    assert result.scores["kid"] == kid(features(vision, rebuilt), features(vision, originals))
     errors = np.mean((np.stack(rebuilt) / 255.0 - np.stack(originals) / 255.0) ** 2, (1, 2, 3))
     assert result.scores["psnr"] == pytest.approx(np.mean(-10 * np.log10(errors)), rel=1e-5)
-    assert (result.protocol.dataset, result.protocol.count) == ("val", 12)
+    assert (result.protocol.dataset, result.protocol.count, result.protocol.seed) == ("val", 12, 3)
     assert lines[0] == "12 pictures"
     assert f"psnr                  {result.scores['psnr']:.2f} dB" in lines[1]
     assert lines[-4:] == [
@@ -149,13 +160,17 @@ def test_generation_against_pictures(vision, photos, drawn, tmp_path, answers):
     lines = answers(
         *("eval", "generation", drawn, "--reference", photos, "--crop", "center", "--extractor", vision, "--out", out),
         *("--kid", "--precision-recall", "--limit", 8, "--prompts", prompts, "--rewritten"),
-        *("--sampler", "guidance=7.5", "order=raster"),
+        *("--sampler", "guidance=7.5", "--sampler", "order=raster", "--seed", 3),
     )
     result = read_result(out)
     distance = frechet_distance(features(vision, list(read_images(drawn))[:8]), features(vision, cropped(photos)))
     assert result.scores["fid"] == pytest.approx(distance, rel=1e-5)
     assert set(result.scores) == {"fid", "kid", "precision", "recall"}
+    assert result.scores["kid"] == kid(
+        features(vision, list(read_images(drawn))[:8]), features(vision, cropped(photos))
+    )
     protocol = result.protocol
+    assert protocol.seed == 3
     assert (protocol.count, protocol.extra["reference_count"]) == (8, 12)
     assert protocol.prompts_hash == text_hash(f"picture {index}" for index in range(8))
     assert (protocol.rewritten, protocol.sampler) == (True, {"guidance": 7.5, "order": "raster"})
@@ -170,6 +185,38 @@ def test_a_set_has_no_distance_to_itself_however_it_is_stored(vision, drawn, tmp
     result = read_result(out)
     assert result.scores["fid"] == pytest.approx(0, abs=1e-9)
     assert result.protocol.dataset_hash == json.loads(out.read_text())["model"]["pictures_hash"]
+
+
+def test_a_folder_is_the_same_reference_with_and_without_a_crop(vision, drawn, tmp_path, answers):
+    for index, picture in enumerate(noise(12, 5)):
+        file = tmp_path / "set" / ("", "a", "b/c")[index % 3] / f"{index}.{('png', 'bmp', 'tif')[index // 4]}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(file)
+    found = []
+    for options in ((), ("--size", SIDE)):
+        out = tmp_path / "result.json"
+        common = ("--reference", tmp_path / "set", "--extractor", vision, "--out", out)
+        answers("eval", "generation", drawn, *common, *options)
+        result = read_result(out)
+        assert result.protocol.extra["reference_count"] == 12
+        found.append((result.scores["fid"], result.protocol.dataset_hash))
+    assert found[0] == found[1]
+    expected = frechet_distance(features(vision, list(read_images(drawn))), features(vision, noise(12, 5)))
+    assert found[0][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_npz_is_read_by_every_command(model, vision, drawn, tmp_path, answers):
+    write_adm(tmp_path / "set.NPZ", iter(noise(5, 6)), 5)
+    out, stats = tmp_path / "result.json", tmp_path / "stats.safetensors"
+    common = ("--tokenizer", model, "--out", out, "--export-originals", tmp_path / "o")
+    answers("eval", "reconstruction", drawn / "000000.png", tmp_path / "set.NPZ", *common)
+    kept = read_images(tmp_path / "o")
+    expected = [read_images(drawn)[0], *noise(5, 6)]
+    assert all(np.array_equal(a, b) for a, b in zip(kept, expected, strict=True))
+    assert read_result(out).protocol.dataset == "000000.png, set.NPZ"
+    answers("eval", "statistics", tmp_path / "set.NPZ", "--extractor", vision, "--split", "test", "--out", stats)
+    statistics = Reference.load(stats).statistics
+    torch.testing.assert_close(statistics.mean, features(vision, noise(5, 6)).double().mean(0))
 
 
 @pytest.fixture
@@ -194,16 +241,16 @@ def clip(tmp_path):
     return folder
 
 
-def test_generation_with_prompts_and_clip(vision, drawn, clip, tmp_path, answers):
+def test_generation_with_prompts_and_clip(vision, drawn, clip, tmp_path, capsys):
     out, prompts = tmp_path / "result.json", tmp_path / "prompts.jsonl"
     texts = [("red " * (index + 1)).strip() for index in range(10)]
     prompts.write_text("".join(json.dumps({"tag": "x", "prompt": text}) + "\n" for text in texts))
     common = ("eval", "generation", drawn, "--reference", drawn, "--extractor", vision, "--out", out)
-    answers(*common, "--clip", clip, "--prompts", prompts, "--batch", 4)
+    assert main([str(it) for it in (*common, "--clip", clip, "--prompts", prompts, "--batch", 4)]) == 0
+    assert capsys.readouterr().err.count("note: 4 of 10 prompts are longer than the model's 8 tokens") == 1
     result = read_result(out)
     levels = torch.from_numpy(np.stack(list(read_images(drawn)))).permute(0, 3, 1, 2)
-    with pytest.warns(UserWarning, match="longer than the model's 8 tokens"):
-        expected = CLIPScorer(clip)(levels, texts).mean()
+    expected = CLIPScorer(clip)(levels, texts).mean()
     assert result.scores["clip_score"] == pytest.approx(float(expected), rel=1e-5)
     assert result.scores["truncated"] == 4  # seven words and more, with both ends
     assert result.protocol.rewritten is False
@@ -226,6 +273,23 @@ def test_statistics_of_adm_are_converted_with_what_they_do_not_say(drawn, tmp_pa
     assert torch.equal(reference.statistics.mean, torch.arange(3.0).double())
     assert (reference.extractor, reference.weights_hash) == (Inception.name, Inception.weights_hash)
     assert (reference.dataset_hash, reference.crop) == (file_hash(tmp_path / "adm.npz"), None)
+
+
+@pytest.mark.parametrize(("options", "mode"), [((), "adm"), (("--crop", "center"), "center")])
+def test_statistics_of_adm_know_their_size_where_it_is_said(
+    drawn, tmp_path, answers, fails, monkeypatch, options, mode
+):
+    class Inception:
+        name, weights_hash, num_features = "Inception", "6726825d" + "0" * 56, 3
+
+    monkeypatch.setattr(extractors, "load_extractor", lambda spec, device, unknown: Inception())
+    np.savez(tmp_path / "adm.npz", mu=np.arange(3.0), sigma=np.eye(3))
+    out, common = tmp_path / "stats.safetensors", ("--extractor", "inception:weights.pth")
+    adm = ("--from-adm", tmp_path / "adm.npz", "--split", "train", "--count", 1281167, "--size", 256, *options)
+    answers("eval", "statistics", *adm, *common, "--out", out)
+    assert Reference.load(out).crop == Crop(256, mode).describe()
+    line = fails("eval", "generation", drawn, "--reference", out, *common, "--out", tmp_path / "x.json")
+    assert "pictures and reference must be of one size, got 16x16 and 256x256" in line
 
 
 @pytest.fixture
@@ -261,14 +325,40 @@ def test_pictures_of_several_sizes(vision, drawn, photos, tmp_path, fails):
     assert "pictures and reference must be of one size, got 16x16 and 20x24" in line
 
 
-def test_fewer_pictures_than_the_preset(model, vision, photos, drawn, tmp_path, fails):
-    out = ("--out", tmp_path / "x.json", "--extractor", vision)
-    line = fails("eval", "reconstruction", photos, "--tokenizer", model, "--preset", "val50k-centercrop", *out)
-    assert "the preset val50k-centercrop needs count to be 50000, got 12" in line
-    line = fails("eval", "generation", drawn, "--reference", photos, "--preset", "adm-256", *out)
-    assert "the preset adm-256 needs count to be 50000, got 10" in line
+def test_a_preset_takes_its_own_pictures_only(model, photos, drawn, tmp_path, fails):
+    """All of it is told before an extractor is loaded: there is none."""
+    out = ("--out", tmp_path / "x.json", "--extractor", "nowhere")
+    coded = ("--tokenizer", model, "--preset", "val50k-centercrop", *out)
+    line = fails("eval", "reconstruction", photos, *coded)
+    assert "the preset val50k-centercrop needs exactly 50,000 pictures, got 12; name those of the preset" in line
+    line = fails("eval", "reconstruction", photos, "scenes:small", *coded)
+    assert "the preset val50k-centercrop is of published pictures, got scenes:small of the embedded world" in line
+    line = fails("eval", "reconstruction", photos, *coded, "--limit", 50000)
+    assert "the preset val50k-centercrop takes all of 50,000 pictures, got --limit 50000" in line
+    line = fails("eval", "reconstruction", photos, "--tokenizer", model, "--preset", "adm-256", *out)
+    assert "the preset adm-256 is of generation, got a reconstruction" in line
+    generated = ("--preset", "adm-256", *out)
+    line = fails("eval", "generation", drawn, "--reference", photos, *generated)
+    assert "the preset adm-256 needs exactly 50,000 pictures, got 10" in line
+    line = fails("eval", "generation", drawn, "--reference", "scenes", *generated)
+    assert "the preset adm-256 is of published pictures, got scenes of the embedded world" in line
+    line = fails("eval", "generation", drawn, "--reference", photos, *generated, "--limit", 5)
+    assert "the preset adm-256 takes all of 50,000 pictures, got --limit 5" in line
     line = fails("eval", "generation", drawn, "--reference", photos, "--preset", "adm-25", *out)
     assert "'adm-25' is no preset; did you mean adm-256?" in line
+
+
+def test_a_preset_never_leaves_pictures_out(model, photos, drawn, tmp_path, answers, fails, monkeypatch):
+    fields, defaults = {"crop": Crop(SIDE, "adm").describe()}, {"size": SIDE, "crop": "adm", "count": 12}
+    twelve = Preset("twelve", "twelve pictures", "reconstruction", 12, fields, defaults=defaults)
+    monkeypatch.setattr(presets, "get_preset", lambda name: twelve)
+    out = tmp_path / "x.json"
+    common = ("--tokenizer", model, "--preset", "twelve", "--out", out)
+    answers("eval", "reconstruction", photos, *common)
+    protocol = read_result(out).protocol
+    assert (protocol.count, protocol.preset) == (12, "twelve")
+    line = fails("eval", "reconstruction", photos, drawn, *common)
+    assert "the preset twelve needs exactly 12 pictures, got 22" in line
 
 
 @pytest.mark.parametrize("kind", ["reconstruction", "generation", "statistics"])
@@ -288,10 +378,45 @@ def test_prompts_of_another_number(vision, drawn, tmp_path, fails):
     common = ("eval", "generation", drawn, "--reference", drawn, "--extractor", vision)
     line = fails(*common, "--prompts", tmp_path / "prompts.jsonl")
     assert "one prompt for each picture, got 2 prompts for 10 pictures" in line
-    (tmp_path / "prompts.jsonl").write_text('{"text": "a"}\n')
-    assert "an object with a prompt in every line" in fails(*common, "--prompts", tmp_path / "prompts.jsonl")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n\n{"text": "a"}\n')
+    line = fails(*common, "--prompts", tmp_path / "prompts.jsonl")
+    assert "an object with a prompt in every line, got another in line 3" in line
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": null}\n')
+    line = fails(*common, "--prompts", tmp_path / "prompts.jsonl")
+    assert "prompts that are text, got None in line 1" in line
     assert "prompts were expected in" in fails(*common, "--prompts", tmp_path / "none.txt")
-    assert "--sampler takes NAME=VALUE, got 'greedy'" in fails(*common, "--sampler", "greedy")
+    (tmp_path / "latin.txt").write_bytes("Café\n".encode("latin-1"))
+    line = fails(*common, "--prompts", tmp_path / "latin.txt")
+    assert f"{tmp_path / 'latin.txt'} must be UTF-8, got another encoding" in line
+
+
+TEXTS = ["red\u2028ring", "", "ring\x0cred", " two ", *(f"text {index}" for index in range(6))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("prompts.txt", "\n".join(TEXTS)),
+        ("prompts.txt", "".join(f"{text}\n" for text in TEXTS) + "\n  \n"),
+        ("prompts.txt", "".join(f"{text}\r\n" for text in TEXTS)),
+        ("prompts.jsonl", "\n\n".join(json.dumps({"prompt": text}, ensure_ascii=False) for text in TEXTS) + "\n \n"),
+    ],
+    ids=["unended", "blank end", "crlf", "jsonl"],
+)
+def test_prompts_are_lines_whatever_they_hold(vision, drawn, tmp_path, answers, name, content):
+    (tmp_path / name).write_bytes(content.encode())
+    common = ("--reference", drawn, "--extractor", vision, "--out", tmp_path / "x.json")
+    answers("eval", "generation", drawn, *common, "--prompts", tmp_path / name)
+    assert read_result(tmp_path / "x.json").protocol.prompts_hash == text_hash(TEXTS)
+
+
+def test_settings_of_the_sampler(vision, drawn, fails):
+    common = ("eval", "generation", drawn, "--reference", drawn, "--extractor", vision)
+    assert "--sampler must be NAME=VALUE, got 'greedy'" in fails(*common, "--sampler", "greedy")
+    assert "--sampler must be NAME=VALUE, got 'top_k='" in fails(*common, "--sampler", "top_k=")
+    line = fails(*common, "--sampler", "top_k=1", "--sampler", "guidance=2", "--sampler", "top_k=3")
+    assert "--sampler must give every setting once, got 'top_k' more than once" in line
+    assert "takes no further argument, got 'more.png'" in fails(*common, "--sampler", "top_k=1", "more.png")
 
 
 def test_statistics_of_another_project_are_converted_first(vision, drawn, tmp_path, fails):
@@ -307,6 +432,80 @@ def test_statistics_of_another_project_are_converted_first(vision, drawn, tmp_pa
     pictures = ("eval", "statistics", drawn, "--split", "train", *common)
     assert "--count is for --from-adm" in fails(*pictures, "--count", 5)
     assert "a crop needs a size" in fails(*pictures, "--crop", "adm")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("reconstruction", ("--kid",), "--kid compares features, got no extractor; pass --extractor"),
+        ("reconstruction", ("--reference", "s.safetensors"), "--reference compares features, got no extractor"),
+        (
+            "reconstruction",
+            ("--unknown-weights",),
+            "--unknown-weights is for --extractor inception:FILE, got no --extr",
+        ),
+        ("reconstruction", ("--lpips-net", "alex"), "--lpips-net is the network of --lpips, got alex without it"),
+        (
+            "generation",
+            ("--reference", "DRAWN", "--rewritten"),
+            "--rewritten is about prompts, got none; pass --prompts",
+        ),
+        ("generation", ("--reference", "DRAWN", "--clip", "x"), "--clip is about prompts, got none; pass --prompts"),
+        (
+            "generation",
+            ("--reference", "DRAWN", "--unknown-weights"),
+            "for --extractor inception:FILE, got --extractor x",
+        ),
+        ("generation", ("--reference", "s.safetensors", "--size", 8), "--size is for pictures as the reference, got"),
+        ("generation", ("--reference", "s.safetensors", "--crop", "adm"), "--crop is for pictures as the reference"),
+        (
+            "generation",
+            ("--reference", "s.safetensors", "--filter", "box"),
+            "--filter is for pictures as the reference",
+        ),
+        ("generation", ("--reference", "s.safetensors", "--reference-name", "x"), "--reference-name is for pictures"),
+        (
+            "statistics",
+            ("--unknown-weights",),
+            "--unknown-weights is for --extractor inception:FILE, got --extractor x",
+        ),
+        ("statistics", ("--from-adm", "a.npz", "--count", 5, "--limit", 3), "--limit is for pictures, got an npz"),
+    ],
+)
+def test_options_that_nothing_would_come_of(kind, options, said, drawn, fails):
+    options = [drawn if option == "DRAWN" else option for option in options]
+    needed = {"generation": ("--extractor", "x"), "statistics": ("--split", "train", "--extractor", "x")}
+    if "--from-adm" in options:
+        line = fails("eval", kind, *options, "--split", "train", "--extractor", "inception:x")
+    else:
+        line = fails("eval", kind, drawn, *options, *needed.get(kind, ()))
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (("--export-folder", "same", "--export-originals", "same"), "--export-folder and --export-originals must lie"),
+        (("--export-npz", "a.npz", "--export-originals", "b/../a.npz"), "--export-npz and --export-originals must lie"),
+        (
+            ("--export-folder", "a", "--export-originals", "a/b/"),
+            "--export-folder and --export-originals must lie apart",
+        ),
+        (("--export-npz", "a/b.npz", "--export-folder", "a"), "--export-npz and --export-folder must lie apart"),
+        (("--export-originals", "a", "--out", "a/x.json"), "--export-originals and --out must lie apart"),
+        (("--export-folder", "x.json", "--out", "x.json"), "--export-folder and --out must lie apart"),
+        (("in.npz", "--export-npz", "in.npz"), "--export-npz must be another file than the pictures, got"),
+        (("--export-npz", "recon"), "--export-npz must end in .npz, got 'recon'"),
+        (("--export-folder", "r.npz"), "--export-folder must be a folder of another ending than .npz, got 'r.npz'"),
+        (("--export-originals", "r.npz/"), "--export-originals must be a folder of another ending than .npz"),
+    ],
+)
+def test_exports_that_would_be_lost(model, places, said, tmp_path, fails, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_adm("in.npz", iter(noise(2, 7)), 2)
+    Image.fromarray(noise(1, 8)[0]).save("in.png")
+    assert said in fails("eval", "reconstruction", "--tokenizer", model, "in.png", *places)
+    assert {file.name for file in tmp_path.iterdir()} == {"in.png", "in.npz"}
 
 
 def test_wrong_words(model, drawn, photos, tmp_path, fails):
