@@ -27,8 +27,9 @@ class UsageError(ValueError):
 def one_line(debug: bool = False) -> Generator[None]:
     """Turn errors that a user can mend into one line on standard error and an exit code.
 
-    Wrong values and missing files exit with 2, an interruption with 130. Anything else is a defect and keeps its
-    traceback, as does everything under ``debug`` or with ``SMALTI_DEBUG=1`` in the environment.
+    Wrong values, missing files and optional packages that are missing exit with 2, an interruption with 130. Anything
+    else is a defect and keeps its traceback, as does everything under ``debug`` or with ``SMALTI_DEBUG=1`` in the
+    environment.
 
     Raises:
         SystemExit: in place of the error.
@@ -51,6 +52,9 @@ def _mendable(error: Exception) -> bool:
     if isinstance(error, OSError):
         kinds = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
         return isinstance(error, (DiskFullError, *kinds)) or error.errno == errno.ENOSPC
+    if isinstance(error, ImportError):
+        # Python itself names the module that it could not import: a defect, unlike a package that code here asks for.
+        return type(error) is ImportError and error.name is None
     # ArgumentError is jsonargparse's and argparse's, DivergedError training's; neither is worth an import here.
     named = {"ArgumentError", "DivergedError", "MisconfigurationException"}
     return isinstance(error, (ValueError, TypeError)) or type(error).__name__ in named

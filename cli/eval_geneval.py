@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from .arguments import Parser, add_device, number
 from .errors import UsageError
 from .eval_pictures import with_preset
-from .models import choose_device
+from .models import choose_device, quiet
 from .outputs import file_target, say
 from .progress import Bar
 
 if TYPE_CHECKING:
-    from ..eval.geneval_results import GenEvalRun
+    from ..eval.geneval_results import GenEvalRun, Scorer
     from ..eval.presets import Preset
     from ..eval.protocol import Protocol
 
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the prompts, or judge the images of all of them and write the score with its protocol.
 
     Raises:
-        UsageError: an output that cannot be written, an unknown device, or a results file of a detector that is not
-            stated or stated wrongly.
+        UsageError: an output that cannot be written, an unknown device, a setting of the sampler given twice, or a
+            results file of a detector that is not stated or stated wrongly.
         FileNotFoundError: a missing folder, file, detector or CLIP.
         BrokenImageError: an image that is no readable PNG.
         ValueError: a run that is not complete, an unknown preset or detector, or a result that is not the preset's.
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", default="geneval", help="folder (default: geneval)")
-    text = "also make a folder for each prompt, with its metadata and an empty folder samples/ for 0000.png and so on"
+    text = "also make a folder for each prompt, with its metadata and an empty folder samples/ for 00000.png and so on"
     parser.add_argument("--layout", action="store_true", help=text)
 
 
@@ -81,7 +81,7 @@ def _add_read(parser: argparse.ArgumentParser) -> None:
 def _add_result(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="geneval.json", help="result file (default: geneval.json)")
     parser.add_argument("--per-prompt", type=number(least=1), metavar="N", help="images of each prompt (default: 4)")
-    text = "another model rewrote the prompts; the metadata may have other texts then"
+    text = "another model rewrote the prompts; the metadata must have the new texts"
     parser.add_argument("--rewritten", action="store_true", help=text)
     text = "how the images were drawn, for the protocol, e.g. guidance=9; once for each setting"
     parser.add_argument("--sampler", type=_setting, action="append", metavar="KEY=VALUE", default=[], help=text)
@@ -108,7 +108,7 @@ def _write_prompts(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    preset = with_preset(args)
+    preset, sampler = with_preset(args), _sampler(args)
     out = file_target(args.out, "--out", ".json")
     results = file_target(args.results, "--results", ".jsonl") if args.results else None
 
@@ -122,28 +122,23 @@ def _score(args: argparse.Namespace) -> int:
     from ..eval.protocol import file_hash, text_hash
 
     device = choose_device(args.device)
+    quiet()
     detector, classifier = load_detector(args.detector, device), ClipColors(args.colors, device)
     rules = Rules(
         detector.threshold if args.threshold is None else args.threshold,
         detector.counting_threshold if args.counting_threshold is None else args.counting_threshold,
     )
-    scorer = Scorer(
-        detector.name,
-        detector.official and rules == Rules(),
-        detector.weights_hash,
-        "float32",
-        {"name": classifier.name, "weights_hash": classifier.weights_hash},
-        rules,
-    )
+    scorer = Scorer.of(detector, classifier.describe(), rules)
     entries = [sample.entry for sample in samples]
-    protocol = run_protocol(entries, scorer, rewritten=args.rewritten, sampler=_sampler(args), seed=args.seed)
+    protocol = run_protocol(entries, scorer, rewritten=args.rewritten, sampler=sampler, seed=args.seed)
     protocol = _checked(protocol, preset)
     with Bar("images", len(samples)) as bar:
         judged = judge_samples(
             samples,
             detector,
             lambda image, found: colors_in(image, found, classifier),
-            rules=rules,
+            scorer=scorer,
+            rewritten=args.rewritten,
             progress=bar.update,
         )
     if results:
@@ -154,33 +149,37 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> int:
-    preset = with_preset(args)
+    preset, sampler = with_preset(args), _sampler(args)
     out = file_target(args.out, "--out", ".json")
 
     from ..eval.geneval_folder import PER_PROMPT
-    from ..eval.geneval_results import Scorer, read_results, run_protocol
+    from ..eval.geneval_results import read_results, run_protocol
     from ..eval.protocol import file_hash
 
     judged = read_results(args.results, per_prompt=args.per_prompt or PER_PROMPT, rewritten=args.rewritten)
-    scorer = Scorer(_stated_detector(args, judged), args.official)
-    entries = [sample.entry for sample in judged.samples]
-    protocol = run_protocol(entries, scorer, rewritten=args.rewritten, sampler=_sampler(args), seed=args.seed)
+    scorer = _stated_scorer(args, judged)
+    protocol = run_protocol(judged.entries, scorer, rewritten=args.rewritten, sampler=sampler, seed=args.seed)
     model = {"name": _name(args, args.results), "results_hash": file_hash(args.results)}
     return _report(judged, _checked(protocol, preset), model, out)
 
 
-def _stated_detector(args: argparse.Namespace, judged: GenEvalRun) -> str:
-    written = judged.samples[0].detector
-    given = OFFICIAL_DETECTOR if args.official else args.detector
-    if written is None and given is None:
+def _stated_scorer(args: argparse.Namespace, judged: GenEvalRun) -> Scorer:
+    from ..eval.geneval_results import Scorer
+
+    written, given = judged.scorer, OFFICIAL_DETECTOR if args.official else args.detector
+    if written is not None:
+        if given not in (None, written.detector):
+            option = "--official" if args.official else f"--detector {given}"
+            raise UsageError(
+                f"{args.results} says that {written.detector} found the objects, got {option}; leave the option out"
+            )
+        return written
+    if given is None:
         raise UsageError(
             f"{args.results} does not say which detector found the objects; add --official if it is the official "
             "scorer's own, or --detector NAME"
         )
-    if written is not None and given not in (None, written):
-        option = "--official" if args.official else f"--detector {given}"
-        raise UsageError(f"{args.results} says that {written} found the objects, got {option}; leave the option out")
-    return given or str(written)
+    return Scorer(given, args.official)
 
 
 def _checked(protocol: Protocol, preset: Preset | None) -> Protocol:
@@ -209,7 +208,11 @@ def _name(args: argparse.Namespace, path: str) -> str:
 
 
 def _sampler(args: argparse.Namespace) -> dict[str, str]:
-    return dict(args.sampler)
+    settings = dict(args.sampler)
+    if len(settings) < len(args.sampler):
+        repeated = next(name for name in settings if sum(name == given for given, _ in args.sampler) > 1)
+        raise UsageError(f"--sampler must give every setting once, got {repeated!r} more than once; leave one out")
+    return settings
 
 
 def _setting(text: str) -> tuple[str, str]:

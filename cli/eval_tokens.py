@@ -127,7 +127,7 @@ def _store(folder: Path, args: argparse.Namespace) -> _Coded:
     store = TokenStore.open(folder)
     codes = stored_codes(store)
     named, digits = _identity(codes, store.origin.get("pictures_hash"), args.dataset or "a token store")
-    model = {"fingerprint": store.fingerprint}
+    model = {"tokenizer_fingerprint": store.fingerprint}
     return _Coded(codes[: args.limit], named, digits, "stored codes", store.origin.get("crop"), model)
 
 
@@ -137,7 +137,7 @@ def _file(path: Path, args: argparse.Namespace) -> _Coded:
 
     coded = CodesFile.open(path)
     named, digits = _identity(coded.codes, coded.pictures_hash, args.dataset or "a codes file")
-    model = {"fingerprint": coded.fingerprint}
+    model = {"tokenizer_fingerprint": coded.fingerprint}
     return _Coded(coded.codes[: args.limit], named, digits, "stored codes", coded.transform or None, model)
 
 
@@ -171,5 +171,5 @@ def _pictures(args: argparse.Namespace) -> _Coded:
             parts.append(tokenizer.encode(from_uint8(levels).to(tokenizer.device, tokenizer.dtype)).to("cpu"))
             bar.update(sum(map(len, parts)), len(pictures))
     dtype = str(tokenizer.dtype).removeprefix("torch.")
-    model = {"tokenizer": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
+    model = {"tokenizer": type(tokenizer).__name__, "tokenizer_fingerprint": tokenizer.fingerprint()}
     return _Coded(Codes.cat(parts), pictures.name, content.digits, dtype, crop.describe(), model)

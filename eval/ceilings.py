@@ -18,6 +18,7 @@ from ..data.scene_world import World
 from ..data.transforms import from_uint8, to_uint8
 from ..tokenizers.base import VisualTokenizer
 from .detector import THRESHOLDS
+from .images.float32 import full_float32
 from .images.metrics import psnr, ssim
 from .protocol import QUANTISER, Protocol
 from .scene_eval import SceneScores, ceiling
@@ -82,8 +83,9 @@ def tokenizer_ceiling(
     generator = torch.Generator().manual_seed(seed)
 
     def roundtrip(images: Tensor) -> Tensor:
-        codes = tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype))
-        levels = from_uint8(to_uint8(tokenizer.decode(codes, generator).float().cpu()))
+        with full_float32():
+            codes = tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype))
+            levels = from_uint8(to_uint8(tokenizer.decode(codes, generator).float().cpu()))
         ratios.append(psnr(levels, images))
         similarities.append(ssim(levels, images))
         if progress is not None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from ..data.scene_relations import Box, relations
 from .bootstrap import Intervals, bootstrap_intervals
+from .geneval_records import json_lines, json_object, require_case, require_summary
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -116,20 +117,27 @@ def kept_detections(found: Sequence[Detection], threshold: float, max_objects: i
     return sorted(above, key=lambda detection: -detection.score)[:max_objects]
 
 
+def identity(entry: Mapping[str, Any], rewritten: bool) -> str:
+    """What tells a prompt from the others: its metadata, without the text if that was rewritten."""
+    return json.dumps({key: value for key, value in entry.items() if key != "prompt" or not rewritten}, sort_keys=True)
+
+
 def aggregate(
     entries: Sequence[Mapping[str, Any]],
     verdicts: Sequence[Verdict],
     *,
     prompts: int | None = None,
     images_per_prompt: int | None = None,
+    rewritten: bool = False,
 ) -> Summary:
     """Sum verdicts up as GenEval does.
 
     Args:
-        entries: the metadata of each image; equal metadata belong to one prompt.
+        entries: the metadata of each image; those of equal `identity` belong to one prompt.
         verdicts: one for each entry.
         prompts: number of prompts there must be, e.g. 553 for a complete GenEval run; unchecked by default.
         images_per_prompt: number of images every prompt must have, e.g. 4; unchecked by default.
+        rewritten: whether another model rewrote the texts, which may then differ from image to image.
 
     Raises:
         ValueError: if there are no images, not one verdict an entry, or the run is not complete.
@@ -139,11 +147,10 @@ def aggregate(
             f"expected one verdict for each of at least one entry, got {len(verdicts)} verdicts for "
             f"{len(entries)} entries; judge every image once"
         )
-    by_prompt: dict[str, list[bool]] = {}
     by_task: dict[str, list[bool]] = {}
     for entry, verdict in zip(entries, verdicts, strict=True):
-        by_prompt.setdefault(json.dumps(entry, sort_keys=True), []).append(verdict.correct)
         by_task.setdefault(entry["tag"], []).append(verdict.correct)
+    by_prompt = _by_prompt(entries, verdicts, rewritten)
     _check_complete(by_prompt, prompts, images_per_prompt)
     names = sorted(by_task, key=lambda name: TASKS.index(name) if name in TASKS else len(TASKS))
     tasks = {name: TaskScore(sum(by_task[name]), len(by_task[name])) for name in names}
@@ -151,29 +158,46 @@ def aggregate(
         tasks=tasks,
         overall=sum(task.score for task in tasks.values()) / len(tasks),
         correct_images=sum(verdict.correct for verdict in verdicts) / len(verdicts),
-        correct_prompts=sum(any(correct) for correct in by_prompt.values()) / len(by_prompt),
+        correct_prompts=sum(any(prompt.correct) for prompt in by_prompt) / len(by_prompt),
         images=len(verdicts),
         prompts=len(by_prompt),
     )
 
 
 def intervals(
-    entries: Sequence[Mapping[str, Any]], verdicts: Sequence[Verdict], *, resamples: int = 1000, seed: int = 0
+    entries: Sequence[Mapping[str, Any]],
+    verdicts: Sequence[Verdict],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    rewritten: bool = False,
 ) -> Intervals:
     """95 % intervals of `aggregate`'s scores when prompts are resampled within their tasks.
 
     Args:
-        entries: the metadata of each image; equal metadata belong to one prompt.
+        entries: the metadata of each image; those of equal `identity` belong to one prompt.
         verdicts: one for each entry.
         resamples: how often the prompts are drawn.
         seed: decides the draws.
+        rewritten: as for `aggregate`.
     """
-    by_prompt: dict[str, list[bool]] = {}
-    for entry, verdict in zip(entries, verdicts, strict=True):
-        by_prompt.setdefault(json.dumps(entry, sort_keys=True), []).append(verdict.correct)
-    tags = [json.loads(key)["tag"] for key in by_prompt]
-    correct, images = [sum(found) for found in by_prompt.values()], [len(found) for found in by_prompt.values()]
+    by_prompt = _by_prompt(entries, verdicts, rewritten)
+    tags = [prompt.entry["tag"] for prompt in by_prompt]
+    correct, images = [sum(prompt.correct) for prompt in by_prompt], [len(prompt.correct) for prompt in by_prompt]
     return bootstrap_intervals(tags, correct, images, resamples=resamples, seed=seed)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    entry: Mapping[str, Any]  #: of its first image
+    correct: list[bool]  #: one for each image
+
+
+def _by_prompt(entries: Sequence[Mapping[str, Any]], verdicts: Sequence[Verdict], rewritten: bool) -> Sequence[_Prompt]:
+    found: dict[str, _Prompt] = {}
+    for entry, verdict in zip(entries, verdicts, strict=True):
+        found.setdefault(identity(entry, rewritten), _Prompt(entry, [])).correct.append(verdict.correct)
+    return list(found.values())
 
 
 def _stored_color(_class: str, detection: Detection) -> str | None:
@@ -217,14 +241,14 @@ def _misplaced(
     return ""
 
 
-def _check_complete(by_prompt: Mapping[str, list[bool]], prompts: int | None, images_per_prompt: int | None) -> None:
+def _check_complete(by_prompt: Sequence[_Prompt], prompts: int | None, images_per_prompt: int | None) -> None:
     if prompts is not None and len(by_prompt) != prompts:
         raise ValueError(f"expected {prompts} prompts, got {len(by_prompt)}; score the missing ones before summing up")
-    for key, correct in by_prompt.items():
-        if images_per_prompt is not None and len(correct) != images_per_prompt:
+    for prompt in by_prompt:
+        if images_per_prompt is not None and len(prompt.correct) != images_per_prompt:
             raise ValueError(
-                f"expected {images_per_prompt} images of every prompt, got {len(correct)} of "
-                f"{json.loads(key)['prompt']!r}; score the missing ones before summing up"
+                f"expected {images_per_prompt} images of every prompt, got {len(prompt.correct)} of "
+                f"{prompt.entry['prompt']!r}; score the missing ones before summing up"
             )
 
 
@@ -318,16 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read_cases(path: Path, verdict: Sequence[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"expected recorded cases in {path}, found no such file; check the path")
-    cases: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        case = _parsed(line)
-        missing = [name for name in ("id", "metadata", "detections", "colors", *verdict) if name not in case]
-        if missing:
-            raise ValueError(
-                f"{path}:{number} must be a recorded case, got a line without {missing[0]}; record the case again"
-            )
-        cases.append(case)
-    return cases
+    cases = [(f"{path}:{number}", json_object(line)) for number, line in enumerate(json_lines(path), start=1)]
+    return [require_case(case, verdict, where) for where, case in cases]
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
@@ -335,19 +351,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"--check needs the recorded sums in {path}, found no such file; put it there, or leave --check out"
         )
-    recorded = _parsed(path.read_text(encoding="utf-8"))
-    if not recorded:
-        raise ValueError(f"--check needs a JSON object in {path}, got something else; record the sums again")
-    return recorded
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    """The JSON object, or an empty one where the text is none."""
-    try:
-        content: object = json.loads(text)
-    except ValueError:
-        return {}
-    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    return require_summary(json_object("\n".join(json_lines(path))), path)
 
 
 if __name__ == "__main__":

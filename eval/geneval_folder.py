@@ -8,7 +8,7 @@ its images.
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..data.decoding import BrokenImageError
 from ..data.files import atomic_file
+from .geneval import identity
 from .geneval_prompts import Entry, geneval_prompts
 
 PER_PROMPT = 4  #: images of each prompt in a published run
@@ -48,34 +49,6 @@ def write_layout(folder: str | Path, entries: Sequence[Mapping[str, Any]]) -> No
             partial.write_text(json.dumps(entry), encoding="utf-8")
 
 
-def write_samples(
-    folder: str | Path, entries: Sequence[Mapping[str, Any]], images: Iterable[Sequence[Image.Image]]
-) -> None:
-    """Write the layout and the images.
-
-    Args:
-        folder: made if it does not exist.
-        entries: one for each prompt.
-        images: for each entry in turn its images; may be drawn while they are written.
-
-    Raises:
-        ValueError: if there are not as many groups of images as entries, or a folder has another prompt's metadata.
-    """
-    write_layout(folder, entries)
-    done = 0
-    for done, group in enumerate(images, start=1):
-        if done > len(entries):
-            break
-        for number, image in enumerate(group):
-            with atomic_file(_place(folder, done - 1) / "samples" / f"{number:05d}.png") as partial:
-                image.save(partial)
-    if done != len(entries):
-        raise ValueError(
-            f"expected images of {len(entries)} prompts, got {'more' if done > len(entries) else done}; "
-            "pass one group for each entry"
-        )
-
-
 def read_layout(
     folder: str | Path,
     entries: Sequence[Mapping[str, Any]] | None = None,
@@ -102,7 +75,7 @@ def read_layout(
     samples: list[Sample] = []
     for index, entry in enumerate(wanted):
         found = _read_entry(places[index] / "metadata.jsonl")
-        if identity(found, rewritten) != identity(entry, rewritten):
+        if identity(found, rewritten) != identity(entry, rewritten) or not isinstance(found.get("prompt"), str):
             raise ValueError(
                 f"{places[index]} must hold the metadata of prompt {index}, {entry['prompt']!r}, got "
                 f"{found.get('prompt')!r}; write the folders with `smalti eval geneval prompts --layout`"
@@ -111,11 +84,6 @@ def read_layout(
     for sample in samples:
         _check_png(sample.path)
     return samples
-
-
-def identity(entry: Mapping[str, Any], rewritten: bool) -> str:
-    """What tells a prompt from the others: its metadata, without the text if that was rewritten."""
-    return json.dumps({key: value for key, value in entry.items() if key != "prompt" or not rewritten}, sort_keys=True)
 
 
 def _place(folder: str | Path, index: int) -> Path:

@@ -39,8 +39,11 @@ Entry = dict[str, Any]
 def geneval_prompts() -> list[Entry]:
     """The 553 entries in the published order, each with ``tag``, ``include``, ``prompt`` and, if counting, ``exclude``.
 
-    They are drawn with numpy's default generator, whose streams a later numpy may change; ``prompts_sha256`` of the
-    entries is :data:`GENEVAL_SHA256` as long as they are the published ones.
+    They are drawn with numpy's default generator, whose streams a later numpy may change.
+
+    Raises:
+        ValueError: if the installed numpy draws other prompts: ``prompts_sha256`` of the entries must be
+            :data:`GENEVAL_SHA256`.
     """
     rng = np.random.default_rng(_SEED)
     every = [_single_object(name) for name in _classes(rng, len(COCO_NAMES))]
@@ -49,7 +52,14 @@ def geneval_prompts() -> list[Entry]:
     unique: dict[str, Entry] = {}
     for entry in every:
         unique.setdefault(entry["prompt"], entry)
-    return list(unique.values())
+    entries = list(unique.values())
+    found = prompts_sha256(entries)
+    if found != GENEVAL_SHA256:
+        raise ValueError(
+            f"GenEval's prompts must have the sha256 {GENEVAL_SHA256}, got {found} under numpy {np.__version__}, whose "
+            "random stream has changed; use an earlier numpy"
+        )
+    return entries
 
 
 def write_geneval_prompts(path: str | Path) -> None:
@@ -58,15 +68,9 @@ def write_geneval_prompts(path: str | Path) -> None:
     Raises:
         ValueError: if the installed numpy draws other prompts.
     """
-    entries = geneval_prompts()
-    found = prompts_sha256(entries)
-    if found != GENEVAL_SHA256:
-        raise ValueError(
-            f"GenEval's prompts must have the sha256 {GENEVAL_SHA256}, got {found} under numpy {np.__version__}, whose "
-            "random stream has changed; use an earlier numpy"
-        )
+    text = to_jsonl(geneval_prompts())
     with atomic_file(path) as partial:
-        partial.write_text(to_jsonl(entries), encoding="utf-8", newline="\n")
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_prompt_texts(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from ..data.decoding import decode
 from ..data.files import atomic_file
+from ..data.scene_prompts import prompts_sha256
 from .bootstrap import Intervals
-from .geneval import Classify, Summary, Verdict, aggregate, intervals, judge, kept_detections
-from .geneval_folder import PER_PROMPT, Sample, identity
+from .geneval import Classify, Summary, Verdict, aggregate, identity, intervals, judge, kept_detections
+from .geneval_folder import PER_PROMPT, Sample
 from .geneval_prompts import GENEVAL_SHA256, Entry, geneval_prompts
+from .geneval_records import is_lists, is_number, json_lines
 from .protocol import Protocol, text_hash
 
 if TYPE_CHECKING:
@@ -47,7 +49,34 @@ class JudgedSample:
     entry: Entry
     verdict: Verdict
     details: Mapping[str, list[list[float]]]  #: by class, the boxes that counted: x0, y0, x1, y1, score; best first
-    detector: str | None = None  #: whose boxes they are; None in a file of the official scorer
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Who found the objects, named the colours and judged, for a protocol."""
+
+    detector: str
+    official: bool  #: whether it is GenEval's own detector
+    weights_hash: str | None = None  #: of the detector
+    dtype: str = "not recorded"  #: of both
+    preparation: Mapping[str, Any] | None = None  #: what else decides the detector's answers
+    colors: Mapping[str, Any] | None = None  #: name, weights' hash and preparation of what names colours
+    rules: Rules | None = None  #: None where another program judged
+
+    @classmethod
+    def of(cls, detector: Detector, colors: Mapping[str, Any] | None = None, rules: Rules | None = None) -> Self:
+        """What `judge_samples` does with a detector.
+
+        Args:
+            detector: finds the objects.
+            colors: description of what names colours.
+            rules: by default GenEval's with the detector's own thresholds.
+        """
+        numbers = rules or Rules(detector.threshold, detector.counting_threshold)
+        preparation = detector.describe()
+        return cls(
+            detector.name, detector.official, detector.weights_hash, "float32", preparation or None, colors, numbers
+        )
 
 
 @dataclass(frozen=True)
@@ -55,15 +84,22 @@ class GenEvalRun:
     """Every image of a run, judged."""
 
     samples: tuple[JudgedSample, ...]
+    scorer: Scorer | None = None  #: who judged all of them; None in a file of the official scorer
+    rewritten: bool = False  #: whether texts may differ from image to image of a prompt
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The metadata of each image."""
+        return [sample.entry for sample in self.samples]
 
     def summary(self) -> Summary:
         """GenEval's table."""
-        return aggregate([sample.entry for sample in self.samples], [sample.verdict for sample in self.samples])
+        return aggregate(self.entries, [sample.verdict for sample in self.samples], rewritten=self.rewritten)
 
     def intervals(self, *, resamples: int = 1000, seed: int = 0) -> Intervals:
         """95 % intervals of the table's scores, over prompts."""
-        entries, verdicts = [sample.entry for sample in self.samples], [sample.verdict for sample in self.samples]
-        return intervals(entries, verdicts, resamples=resamples, seed=seed)
+        verdicts = [sample.verdict for sample in self.samples]
+        return intervals(self.entries, verdicts, resamples=resamples, seed=seed, rewritten=self.rewritten)
 
     def scores(self, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
         """Table and intervals as a result file has them."""
@@ -79,26 +115,10 @@ class GenEvalRun:
         }
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Who found the objects and named the colours, for a protocol."""
-
-    detector: str
-    official: bool  #: whether it is GenEval's own detector under GenEval's own thresholds
-    weights_hash: str | None = None  #: of the detector
-    dtype: str = "not recorded"  #: of both
-    colors: Mapping[str, str] | None = None  #: name and weights' hash of what names colours
-    rules: Rules | None = None  #: None where another program judged
-
-    @property
-    def task(self) -> str:
-        """What the number may be called."""
-        return "GenEval" if self.official else f"GenEval rules / {self.detector}"
-
-
 def run_protocol(
     entries: Sequence[Mapping[str, Any]],
     scorer: Scorer,
+    prompts: Sequence[Mapping[str, Any]] | None = None,
     *,
     rewritten: bool = False,
     sampler: Mapping[str, Any] | None = None,
@@ -106,29 +126,43 @@ def run_protocol(
 ) -> Protocol:
     """The protocol of a complete run.
 
+    Its task is "GenEval" only if GenEval's own detector judged the images of the official prompts by GenEval's own
+    rules; otherwise "GenEval rules / <detector>".
+
     Args:
         entries: the metadata of each image, in the order of the prompts.
         scorer: who judged.
-        rewritten: whether another model rewrote the prompts; the hash of the new ones is kept in ``extra``.
+        prompts: all that were asked for; the official 553 by default.
+        rewritten: whether another model rewrote the prompts; the hash of the new texts is kept in ``extra``.
         sampler: how the images were drawn, as far as it is known.
         seed: of the bootstrap.
+
+    Raises:
+        ValueError: if an image is of another prompt, a prompt has no image or not as many as the others, or
+            ``rewritten`` prompts all have their original text.
     """
-    prompts = list({identity(entry, rewritten=False): entry for entry in entries}.values())
-    extra: dict[str, Any] = {"colors": scorer.colors, "rules": None if scorer.rules is None else asdict(scorer.rules)}
-    texts = {"rewritten_prompts_hash": text_hash(entry["prompt"] for entry in prompts)} if rewritten else {}
+    wanted = geneval_prompts() if prompts is None else prompts
+    texts = _texts(entries, wanted, rewritten)
+    prompts_hash = prompts_sha256(wanted)
+    published = prompts_hash == GENEVAL_SHA256
+    earned = scorer.official and published and scorer.rules in (None, Rules())
+    rules = None if scorer.rules is None else asdict(scorer.rules)
+    extra: dict[str, Any] = {"detector": scorer.preparation, "colors": scorer.colors, "rules": rules}
+    if rewritten:
+        extra["rewritten_prompts_hash"] = text_hash(json.dumps(text) for found in texts for text in sorted(found))
     return Protocol(
-        task=scorer.task,
-        dataset="GenEval prompts",
-        dataset_hash=GENEVAL_SHA256,
+        task="GenEval" if earned else f"GenEval rules / {scorer.detector}",
+        dataset="GenEval prompts" if published else "prompts in GenEval's form",
+        dataset_hash=prompts_hash,
         count=len(entries),
         dtype=scorer.dtype,
         seed=seed,
         extractor=scorer.detector,
         weights_hash=scorer.weights_hash,
-        prompts_hash=GENEVAL_SHA256,
+        prompts_hash=prompts_hash,
         rewritten=rewritten,
-        sampler={**(sampler or {}), "per_prompt": len(entries) // len(prompts)},
-        extra={name: value for name, value in extra.items() if value is not None} | texts,
+        sampler={**(sampler or {}), "per_prompt": len(texts[0])},
+        extra={name: value for name, value in extra.items() if value is not None},
     )
 
 
@@ -137,7 +171,8 @@ def judge_samples(
     detector: Detector,
     colors: Colors | None = None,
     *,
-    rules: Rules | None = None,
+    scorer: Scorer | None = None,
+    rewritten: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> GenEvalRun:
     """Detect and judge.
@@ -146,28 +181,30 @@ def judge_samples(
         samples: of `read_layout`.
         detector: finds the objects.
         colors: names colours where a prompt asks for one; by default the detections' own.
-        rules: by default GenEval's with the detector's own thresholds.
+        scorer: `Scorer.of` the detector, where the rules are others than its own or colours are named.
+        rewritten: whether another model rewrote the prompts.
         progress: called after each image with how many are done and how many there are.
 
     Raises:
         BrokenImageError: if an image cannot be read.
     """
-    numbers = rules or Rules(detector.threshold, detector.counting_threshold)
+    scorer = scorer or Scorer.of(detector)
     judged: list[JudgedSample] = []
     for sample in samples:
-        judged.append(_judged(sample, detector, colors, numbers))
+        judged.append(_judged(sample, detector, colors, scorer.rules or Rules()))
         if progress is not None:
             progress(len(judged), len(samples))
-    return GenEvalRun(tuple(judged))
+    return GenEvalRun(tuple(judged), scorer, rewritten)
 
 
 def write_results(path: str | Path, run: GenEvalRun) -> None:
     """Write a results file as the official scorer does, which its summary script reads.
 
-    Lines of a named detector say so in a further field, ``detector``.
+    Where the run says who judged, each line has it too, in the fields of `Scorer`.
     """
+    scorer = {} if run.scorer is None else asdict(run.scorer)
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.writelines(json.dumps(_line(sample)) + "\n" for sample in run.samples)
+        stream.writelines(json.dumps(_line(sample) | scorer) + "\n" for sample in run.samples)
 
 
 def read_results(
@@ -183,7 +220,7 @@ def read_results(
         path: the file.
         entries: the prompts there must be; the official 553 by default.
         per_prompt: number of images each must have.
-        rewritten: whether the metadata may have another text as ``prompt``.
+        rewritten: whether the metadata may have another text as ``prompt``, also from image to image.
 
     Returns:
         The run, in the order of the prompts and then of the file.
@@ -191,16 +228,44 @@ def read_results(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if a line is no result, an image occurs twice, a prompt is not one of the expected, one has too few
-            or too many images, or the lines are of several detectors. The message names the first.
+            or too many images, or not all lines were judged alike. The message names the first.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected GenEval results in {path}, found no such file; check the path")
     wanted = geneval_prompts() if entries is None else entries
-    lines = path.read_text(encoding="utf-8").splitlines()
-    samples = [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
-    _check_results(path, samples)
-    return GenEvalRun(tuple(_in_order(path, samples, wanted, per_prompt, rewritten)))
+    lines = [_parsed(line, f"{path}:{number}") for number, line in enumerate(json_lines(path), start=1)]
+    samples = [sample for sample, _ in lines]
+    _check_once(path, samples)
+    ordered = _in_order(path, samples, wanted, per_prompt, rewritten)
+    return GenEvalRun(tuple(ordered), _one_scorer(path, [scorer for _, scorer in lines]), rewritten)
+
+
+def _texts(
+    entries: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]], rewritten: bool
+) -> list[list[str]]:
+    """The texts of each prompt's images."""
+    found: dict[str, list[str]] = {identity(prompt, rewritten): [] for prompt in wanted}
+    for entry in entries:
+        texts = found.get(identity(entry, rewritten))
+        if texts is None:
+            raise ValueError(
+                f"expected images of {len(wanted)} prompts alone, got one of {entry.get('prompt')!r}; leave it out"
+            )
+        texts.append(entry["prompt"])
+    numbers = sorted({len(texts) for texts in found.values()})
+    if len(numbers) != 1 or numbers == [0]:
+        raise ValueError(
+            f"expected as many images of each of {len(wanted)} prompts, got {numbers[0]} to {numbers[-1]}; score the "
+            "missing ones"
+        )
+    originals = [prompt["prompt"] for prompt in wanted]
+    if rewritten and all(set(texts) == {text} for texts, text in zip(found.values(), originals, strict=True)):
+        raise ValueError(
+            f"expected rewritten prompts, got the original text of all {len(wanted)}; put the new texts into the "
+            "metadata as `prompt`, or call the prompts not rewritten"
+        )
+    return list(found.values())
 
 
 def _judged(sample: Sample, detector: Detector, colors: Colors | None, rules: Rules) -> JudgedSample:
@@ -218,11 +283,10 @@ def _judged(sample: Sample, detector: Detector, colors: Colors | None, rules: Ru
     )
     kept = {name: kept_detections(items, limit, rules.max_objects) for name, items in found.items()}
     details = {name: [[*item.box, item.score] for item in items] for name, items in kept.items() if items}
-    return JudgedSample(str(sample.path), sample.entry, verdict, details, detector.name)
+    return JudgedSample(str(sample.path), sample.entry, verdict, details)
 
 
 def _line(sample: JudgedSample) -> dict[str, Any]:
-    named = {} if sample.detector is None else {"detector": sample.detector}
     return {
         "filename": sample.filename,
         "tag": sample.entry["tag"],
@@ -231,37 +295,85 @@ def _line(sample: JudgedSample) -> dict[str, Any]:
         "reason": sample.verdict.reason,
         "metadata": json.dumps(sample.entry),
         "details": json.dumps(sample.details),
-        **named,
     }
 
 
-def _parsed(line: str, where: str) -> JudgedSample:
+def _parsed(line: str, where: str) -> tuple[JudgedSample, Scorer | None]:
     try:
-        fields: object = json.loads(line)
-        row = cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}
+        content: object = json.loads(line)
+        row = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
         missing = [name for name in _FIELDS if name not in row]
         if missing:
             raise ValueError(f"no field {missing[0]}")
         entry, details = json.loads(row["metadata"]), json.loads(row["details"])
-        if not isinstance(entry, dict) or not isinstance(row["correct"], bool):
-            raise ValueError("metadata or a verdict of another type")
+        _check_kinds(row, entry, details)
+        scorer = _scorer(row)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{where} must be a result of the official scorer, got {error}; score the image again"
         ) from error
     verdict = Verdict(row["correct"], row["reason"] or "")
-    return JudgedSample(row["filename"], cast("Entry", entry), verdict, details, row.get("detector"))
+    return JudgedSample(row["filename"], cast("Entry", entry), verdict, details), scorer
 
 
-def _check_results(path: Path, samples: Sequence[JudgedSample]) -> None:
+def _check_kinds(row: Mapping[str, Any], entry: object, details: object) -> None:
+    prompt: object = cast("Entry", entry).get("prompt") if isinstance(entry, dict) else None
+    fits = {
+        "filename": isinstance(row["filename"], str),
+        "correct": isinstance(row["correct"], bool),
+        "reason": row["reason"] is None or isinstance(row["reason"], str),
+        "metadata": isinstance(prompt, str),
+        "details": is_lists(details),
+    }
+    wrong = next((name for name, right in fits.items() if not right), None)
+    if wrong is not None:
+        raise ValueError(f"a {wrong} of another kind, {str(row[wrong])[:40]!r}")
+
+
+def _scorer(row: Mapping[str, Any]) -> Scorer | None:
+    """Who judged, as a line says."""
+    record = {item.name: row[item.name] for item in fields(Scorer) if item.name in row}
+    if not record:
+        return None
+    fits = {
+        "detector": isinstance(record.get("detector"), str),
+        "official": isinstance(record.setdefault("official", False), bool),
+        "weights_hash": isinstance(record.get("weights_hash", ""), (str, type(None))),
+        "dtype": isinstance(record.get("dtype", ""), str),
+        "preparation": isinstance(record.get("preparation"), (dict, type(None))),
+        "colors": isinstance(record.get("colors"), (dict, type(None))),
+        "rules": record.get("rules") is None or _is_rules(record["rules"]),
+    }
+    wrong = next((name for name, right in fits.items() if not right), None)
+    if wrong is not None:
+        raise ValueError(f"a {wrong} of another kind, {str(record.get(wrong))[:40]!r}")
+    rules = record.pop("rules", None)
+    return Scorer(**record, rules=None if rules is None else Rules(**rules))
+
+
+def _is_rules(value: object) -> bool:
+    numbers = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    return set(numbers) == {item.name for item in fields(Rules)} and all(map(is_number, numbers.values()))
+
+
+def _check_once(path: Path, samples: Sequence[JudgedSample]) -> None:
     name, often = next(iter(Counter(sample.filename for sample in samples).most_common(1)), ("", 0))
     if often > 1:
         raise ValueError(f"expected every image once in {path}, got {name} {often} times; score into a new file")
-    detectors = list(dict.fromkeys(sample.detector for sample in samples))
-    if len(detectors) > 1:
+
+
+def _one_scorer(path: Path, scorers: Sequence[Scorer | None]) -> Scorer | None:
+    """Who judged every line."""
+    first = scorers[0]
+    other = next((scorer for scorer in scorers if scorer != first), first)
+    if other != first:
+        mine, theirs = ({} if scorer is None else asdict(scorer) for scorer in (first, other))
+        name = next(item.name for item in fields(Scorer) if mine.get(item.name) != theirs.get(item.name))
         raise ValueError(
-            f"expected the boxes of one detector in {path}, got {detectors[0]} and {detectors[1]}; score all alike"
+            f"expected lines that were all judged alike in {path}, got {name} {mine.get(name)} and {theirs.get(name)}; "
+            "score all alike"
         )
+    return first
 
 
 def _in_order(

@@ -13,11 +13,11 @@ from typing import Any
 from ..data.transforms import Crop
 from .detector import THRESHOLDS
 from .geneval_prompts import GENEVAL_SHA256
+from .images.inception import INCEPTION_SHA256
 from .protocol import QUANTISER, Protocol, flat
 
 IMAGENET_TRAIN = 1_281_167  #: pictures behind the training set's statistics
 SCENES_V1_SHA256 = "183e00a2470d46e52460129293580e4170bafeee738ad276a16c0a97cf166a8c"  #: its prompts as JSONL
-INCEPTION_SHA256 = "6726825d"  #: first digits of the TF1-compatible Inception's file (pytorch-fid, torch-fidelity)
 
 
 @dataclass(frozen=True)

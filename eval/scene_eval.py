@@ -19,6 +19,7 @@ from ..data.scene_render import render
 from ..data.scene_requests import Request
 from ..data.scene_world import World
 from ..data.scenes import scene_for
+from ..data.transforms import from_uint8, to_uint8
 from .bootstrap import bootstrap_intervals
 from .detector import COUNTING_THRESHOLD, THRESHOLD, SceneDetector
 from .geneval import Detection, Summary, Verdict, aggregate, judge, kept_detections
@@ -180,7 +181,7 @@ def ceiling(
         seed: decides the pictures.
 
     Raises:
-        ValueError: if what comes back has another shape.
+        ValueError: if what comes back has another shape, or is NaN.
     """
     pictures = _renders(render_prompt, world, prompts, per_prompt, seed)
     rebuilt = [
@@ -199,15 +200,14 @@ def verdict(prompt: Prompt, found: Found) -> SceneVerdict:
 
 
 def _rebuilt(roundtrip: Callable[[Tensor], Tensor], pictures: Images) -> Images:
-    batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    batch = from_uint8(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     with torch.no_grad():
         out = roundtrip(batch)
     if out.shape != batch.shape:
         raise ValueError(
             f"roundtrip must return {tuple(batch.shape)}, got {tuple(out.shape)}; decode to the size that was encoded"
         )
-    levels = (out.float().cpu() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().numpy()
+    return to_uint8(out.float().cpu()).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _renders(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -198,10 +199,17 @@ def load_projection(kind: Kind, checkpoint: str) -> Tensor:
 
 
 def statistics(checkpoint: str) -> tuple[list[float], list[float]] | None:
-    """Mean and standard deviation that a checkpoint's ``preprocessor_config.json`` states; None where it does not."""
+    """Mean and standard deviation that a checkpoint's ``preprocessor_config.json`` states; None where it does not.
+
+    Raises:
+        ValueError: a damaged file.
+    """
     try:
         values, _ = ImageProcessingMixin.get_image_processor_dict(checkpoint)
-    except OSError:
+    except OSError as error:
+        file = Path(checkpoint) / "preprocessor_config.json"
+        if file.is_file():
+            raise ValueError(f"{file} must be a JSON object, got something else; copy it again") from error
         return None
     if values.get("do_normalize") is False:
         return [0.0] * 3, [1.0] * 3

@@ -19,13 +19,12 @@ from transformers import DetrForObjectDetection, Owlv2ForObjectDetection
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ...tokenizers.anatomy import statistics
-from ..checkpoints import load_local, load_tokenizer
+from ..checkpoints import load_tokenizer, pooled, tokens_hash
 from ..geneval_prompts import COCO_NAMES
 from ..protocol import state_hash
-from .detected import Detected
-from .mask2former import normalised, resized
-
-UNCALIBRATED = (0.3, 0.9)  #: GenEval's thresholds of its own detector, for want of better ones
+from .detected import Detected, require_finite
+from .local import LocalDetector
+from .mask2former import MEAN, STD, normalised, resized
 
 #: COCO's own names of the classes that GenEval names otherwise.
 RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
@@ -35,8 +34,10 @@ _GAPS = ("N/A", "street sign", "hat", "shoe", "eye glasses", "plate", "mirror", 
 GAPS = frozenset((*_GAPS, "hair brush"))
 
 
-class DetrDetector:
+class DetrDetector(LocalDetector):
     """Finds the 80 classes of COCO by a DETR (arXiv 2005.12872), without masks.
+
+    One box for each query whose best class is one of COCO's, inside the picture.
 
     Args:
         folder: local folder of a DETR trained on COCO, e.g. ``facebook/detr-resnet-50`` in its revision ``no_timm``.
@@ -51,42 +52,31 @@ class DetrDetector:
     """
 
     name = "detr"
-    official = False
+    network = DetrForObjectDetection
 
-    def __init__(
-        self,
-        folder: str | Path,
-        device: str | torch.device = "cpu",
-        *,
-        threshold: float = UNCALIBRATED[0],
-        counting_threshold: float = UNCALIBRATED[1],
-    ) -> None:
-        self._net = load_local(DetrForObjectDetection, folder, "detr", device)
+    def describe(self) -> dict[str, Any]:
+        """How pictures are prepared, and a hash of which class each label id means."""
+        return {"mean": list(MEAN), "std": list(STD), "labels_hash": state_hash({"labels": self._classes})}
+
+    def _prepare(self, folder: Path) -> None:
         self._classes = coco_labels(self._net.config.id2label)
-        self.weights_hash = state_hash(self._net.state_dict())
-        self.threshold, self.counting_threshold = threshold, counting_threshold
 
-    @torch.inference_mode()
-    def detect(self, image: Image.Image) -> Detected:
-        """One box for each query whose best class is one of COCO's, on the CPU, inside the picture.
-
-        Args:
-            image: any size and mode, already turned upright.
-        """
+    def _detect(self, image: Image.Image) -> Detected:
         pixels = normalised(resized(image)).to(self._net.device)
         output: Any = self._net(pixel_values=pixels[None])
         scores, ids = output.logits[0].float().softmax(-1)[:, :-1].max(-1)
         labels = self._classes.to(ids.device)[ids]
         kept = labels >= 0
-        boxes = corners(output.pred_boxes[0][kept], image.width, image.height, image)
-        return Detected(boxes, scores[kept].cpu(), labels[kept].cpu())
+        boxes = corners(output.pred_boxes[0], image.width, image.height, image)
+        require_finite(boxes, scores.cpu())  # here, because NaN may seem to be of no class of COCO
+        return Detected(boxes[kept.cpu()], scores[kept].cpu(), labels[kept].cpu())
 
 
-class Owlv2Detector:
+class Owlv2Detector(LocalDetector):
     """Finds the 80 classes of COCO by their names with an OWLv2 (arXiv 2306.09683), without masks.
 
-    The picture is padded to a square with gray and resized; where it shrinks, by an antialiased bilinear filter in
-    place of the published Gaussian blur.
+    One box for each patch, of its best class, inside the picture. The picture is padded to a square with gray and
+    resized; where it shrinks, by an antialiased bilinear filter in place of the published Gaussian blur.
 
     Args:
         folder: local folder of an OWLv2 with its tokenizer, e.g. of ``google/owlv2-base-patch16-ensemble``.
@@ -100,29 +90,21 @@ class Owlv2Detector:
     """
 
     name = "owlv2"
-    official = False
+    network = Owlv2ForObjectDetection
 
-    def __init__(
-        self,
-        folder: str | Path,
-        device: str | torch.device = "cpu",
-        *,
-        threshold: float = UNCALIBRATED[0],
-        counting_threshold: float = UNCALIBRATED[1],
-    ) -> None:
-        self._net = load_local(Owlv2ForObjectDetection, folder, "owlv2", device)
+    def describe(self) -> dict[str, Any]:
+        """How pictures are prepared, and a hash of the tokens of the classes' names."""
+        mean, std = (list(values) for values in self._statistics)
+        return {"mean": mean, "std": std, "tokens_hash": self._tokens_hash}
+
+    def _prepare(self, folder: Path) -> None:
         self._statistics = statistics(str(folder)) or (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-        self._queries = self._embedded(folder)
-        self.weights_hash = state_hash(self._net.state_dict())
-        self.threshold, self.counting_threshold = threshold, counting_threshold
+        texts = [f"a photo of a {name}" for name in COCO_NAMES]
+        tokens = load_tokenizer(folder)(texts, padding=True, return_tensors="pt")
+        self._tokens_hash = tokens_hash(tokens)
+        self._queries = self._embedded(tokens.to(self._net.device))
 
-    @torch.inference_mode()
-    def detect(self, image: Image.Image) -> Detected:
-        """One box for each patch, of its best class, on the CPU, inside the picture.
-
-        Args:
-            image: any size and mode, already turned upright.
-        """
+    def _detect(self, image: Image.Image) -> Detected:
         features: Tensor = self._net.image_embedder(self._input(image).to(self._net.device))[0]
         rows = features.flatten(1, 2)
         logits: Tensor = self._net.class_predictor(rows, self._queries[None])[0]
@@ -142,12 +124,9 @@ class Owlv2Detector:
         return (square - mean) / std
 
     @torch.inference_mode()
-    def _embedded(self, folder: str | Path) -> Tensor:
-        tokenizer: Any = load_tokenizer(folder)
-        texts = [f"a photo of a {name}" for name in COCO_NAMES]
-        tokens = tokenizer(texts, padding=True, return_tensors="pt").to(self._net.device)
+    def _embedded(self, tokens: Mapping[str, Tensor]) -> Tensor:
         output: Any = self._net.owlv2.get_text_features(tokens["input_ids"], tokens["attention_mask"])
-        return F.normalize(getattr(output, "pooler_output", output), dim=-1)
+        return F.normalize(pooled(output), dim=-1)
 
 
 def coco_labels(names: Mapping[int, str]) -> Tensor:

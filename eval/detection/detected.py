@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ..geneval import Detection
@@ -20,7 +21,8 @@ class Detected(Mapping[str, list[Detection]]):
     that `index` finds them again.
 
     Raises:
-        ValueError: if the four tensors do not describe the same boxes, or a label is no class.
+        ValueError: if the four tensors do not describe the same boxes, a box or a score is not finite, or a label is
+            no class.
     """
 
     boxes: Tensor  #: ``(n, 4)`` float: x0, y0, x1, y1 in pixels of the picture, y downwards
@@ -37,6 +39,7 @@ class Detected(Mapping[str, list[Detection]]):
                 f"expected boxes (n, 4), scores (n,), labels (n,) and masks (n, H, W) of the same n, got "
                 f"{', '.join(map(str, shapes))} and {masks} masks; give each box one of each"
             )
+        require_finite(self.boxes, self.scores)
         if count and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(COCO_NAMES):
             raise ValueError(
                 f"expected labels in [0, {len(COCO_NAMES)}), got {int(self.labels.min())} to {int(self.labels.max())}; "
@@ -75,3 +78,21 @@ class Detected(Mapping[str, list[Detection]]):
             rows.append(row)
             found.append(Detection((x0, y0, x1, y1), scores[row]))
         return groups
+
+
+def require_finite(boxes: Tensor, scores: Tensor) -> None:
+    """Refuse what would read as "not there": no comparison holds for NaN.
+
+    Args:
+        boxes: ``(n, 4)``.
+        scores: ``(n,)``.
+
+    Raises:
+        ValueError: if a number is NaN or infinite.
+    """
+    wrong = int((~(torch.isfinite(boxes).all(1) & torch.isfinite(scores))).sum())
+    if wrong:
+        raise ValueError(
+            f"expected finite boxes and scores, got NaN or infinity in {wrong} of {len(scores)}; check the detector's "
+            "weights and the picture"
+        )

@@ -7,7 +7,7 @@ result of `Detector.detect` is the mapping that the rules read, and colours are 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -45,6 +45,10 @@ class Detector(Protocol):
     @property
     def counting_threshold(self) -> float:
         """The same where objects are counted."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What decides its answers beside the weights, as JSON values; may be empty."""
         ...
 
     def detect(self, image: Image.Image) -> Detected:

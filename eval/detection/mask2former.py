@@ -17,16 +17,16 @@ from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerModel
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPreTrainedModel
 
-from ..checkpoints import load_local
 from ..geneval_prompts import COCO_NAMES
-from ..protocol import state_hash
-from .detected import Detected
+from .detected import Detected, require_finite
+from .local import LocalDetector
 
 LONG_SIDE, SHORT_SIDE = 1333, 800  #: bounds of the network's input before it is padded
 DIVISOR = 32  #: the padded input's sides are multiples of this
+PADDING = 128.0  #: level of the padding, before it is normalised
 MOST = 100  #: pairs of query and class that are kept of one picture
 
-_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Mask2FormerNet(Mask2FormerPreTrainedModel):
@@ -56,8 +56,10 @@ class Mask2FormerNet(Mask2FormerPreTrainedModel):
         return self.class_predictor(queries), output.masks_queries_logits[-1]
 
 
-class Mask2FormerDetector:
+class Mask2FormerDetector(LocalDetector):
     """Finds the 80 classes of COCO, with masks, by a Mask2Former of ``transformers``.
+
+    At most 100 objects of a picture; those with an empty mask, whose score is 0, are left out.
 
     Args:
         folder: local folder of a Mask2Former trained on instances of COCO, its classes in COCO's order.
@@ -71,35 +73,23 @@ class Mask2FormerDetector:
     """
 
     name = "mask2former"
-    official = False
+    network = Mask2FormerNet
 
-    def __init__(
-        self,
-        folder: str | Path,
-        device: str | torch.device = "cpu",
-        *,
-        threshold: float = 0.3,
-        counting_threshold: float = 0.9,
-    ) -> None:
-        self._net = load_local(Mask2FormerNet, folder, "mask2former", device)
+    def describe(self) -> dict[str, Any]:
+        """How pictures are prepared."""
+        return {"sides": [LONG_SIDE, SHORT_SIDE], "mean": list(MEAN), "std": list(STD), "padding": PADDING}
+
+    def _prepare(self, folder: Path) -> None:
         classes = self._net.config.num_labels
         if classes != len(COCO_NAMES):
             raise ValueError(
                 f"expected a Mask2Former of the {len(COCO_NAMES)} COCO classes in {folder}, got one of {classes}; "
                 "use one trained on instances of COCO"
             )
-        self.weights_hash = state_hash(self._net.state_dict())
-        self.threshold, self.counting_threshold = threshold, counting_threshold
 
-    @torch.inference_mode()
-    def detect(self, image: Image.Image) -> Detected:
-        """At most 100 objects of one picture, on the CPU; those with an empty mask, whose score is 0, are left out.
-
-        Args:
-            image: any size and mode, already turned upright.
-        """
+    def _detect(self, image: Image.Image) -> Detected:
         pixels = resized(image)
-        padded = padded_input(normalised(pixels)).to(self._net.device)
+        padded = normalised(padded_input(pixels)).to(self._net.device)
         class_logits, mask_logits = self._net(padded[None])
         height, width = pixels.shape[1:]
         full = F.interpolate(mask_logits, padded.shape[1:], mode="bilinear", align_corners=False)
@@ -123,14 +113,17 @@ def resized(image: Image.Image) -> Tensor:
 
 def normalised(levels: Tensor) -> Tensor:
     """``(3, h, w)`` float32 levels 0 to 255, less ImageNet's mean, over its standard deviation."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return (levels - mean) / std
 
 
-def padded_input(pixels: Tensor) -> Tensor:
-    """``(3, h, w)`` with zeros at the right and bottom up to multiples of 32."""
-    height, width = pixels.shape[1:]
-    return F.pad(pixels, (0, -width % DIVISOR, 0, -height % DIVISOR))
+def padded_input(levels: Tensor) -> Tensor:
+    """``(3, h, w)`` levels with 128 at the right and bottom up to multiples of 32.
+
+    Before `normalised`, as mmdet's configurations of this family do: their padding is gray, not the mean colour.
+    """
+    height, width = levels.shape[1:]
+    return F.pad(levels, (0, -width % DIVISOR, 0, -height % DIVISOR), value=PADDING)
 
 
 def instances(class_logits: Tensor, mask_logits: Tensor, most: int = MOST) -> Detected:
@@ -146,20 +139,19 @@ def instances(class_logits: Tensor, mask_logits: Tensor, most: int = MOST) -> De
 
     Returns:
         On the CPU; pairs with an empty mask are left out.
+
+    Raises:
+        ValueError: if a logit of a class or a pair's mask is NaN.
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]
     best, pairs = probabilities.flatten().topk(min(most, probabilities.numel()))
     queries, labels = pairs // probabilities.shape[1], pairs % probabilities.shape[1]
     masks = mask_logits > 0
     inside = (mask_logits.float().sigmoid() * masks).sum((1, 2)) / (masks.sum((1, 2)) + 1e-6)
+    boxes, scores = extents(masks)[queries], best * inside[queries]
+    require_finite(boxes, scores)  # here, because a mask of NaN is an empty one
     found = masks.any(2).any(1)[queries]
-    queries, labels, best = queries[found], labels[found], best[found]
-    return Detected(
-        boxes=extents(masks)[queries].cpu(),
-        scores=(best * inside[queries]).cpu(),
-        labels=labels.cpu(),
-        masks=masks[queries].cpu(),
-    )
+    return Detected(boxes[found].cpu(), scores[found].cpu(), labels[found].cpu(), masks[queries[found]].cpu())
 
 
 def extents(masks: Tensor) -> Tensor:

@@ -6,27 +6,38 @@ on captions that begin with ``A photo depicts``. A score belongs to its model; n
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, SiglipModel
+from transformers import AutoImageProcessor, CLIPModel, SiglipModel
 
-from ..checkpoints import load_local
-from ..protocol import state_hash
+from ..checkpoints import load_local, load_tokenizer, pooled, stated_type
+from ..protocol import file_hash, state_hash, text_hash
+from .float32 import full_float32
 
 PERCENT = 100.0  #: the weight of most tables
 PAPER_WEIGHT = 2.5  #: the paper's w
 PAPER_PREFIX = "A photo depicts "  #: what the paper puts before each caption
 
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+#: What decides how a tokenizer reads, as far as a folder has it.
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "spiece.model"),
+)
+#: Steps of an image processor, and the settings of each.
+_STEPS = {
+    "do_resize": ("size", "resample"),
+    "do_center_crop": ("crop_size",),
+    "do_rescale": ("rescale_factor",),
+    "do_normalize": ("image_mean", "image_std"),
+}
 _MODELS: dict[str, type[Any]] = {"clip": CLIPModel, "siglip": SiglipModel}
 
 
@@ -61,7 +72,7 @@ class CLIPScorer:
     """A CLIP or a SigLIP from a local folder that scores pictures against prompts.
 
     Pictures are prepared by the folder's own image processor, on Pillow; everything runs in float32. Prompts that do
-    not fit the model (77 tokens of CLIP, 64 of SigLIP) are cut off with a warning, and `too_long` names them.
+    not fit the model (77 tokens of CLIP, 64 of SigLIP) are cut off: `too_long` names them, `CLIPScoreMetric` warns.
 
     Args:
         folder: with the model, its tokenizer and its image processor, as ``save_pretrained`` writes them.
@@ -74,16 +85,12 @@ class CLIPScorer:
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu", prefix: str = "") -> None:
-        folder, kind = Path(folder), _kind(Path(folder))
+        folder, kind = Path(folder), stated_type(folder) or "clip"
         self._net = load_local(_MODELS.get(kind, CLIPModel), folder, kind if kind in _MODELS else "clip", device)
-        # Without its files, transformers makes up a tokenizer of three words that reads every prompt alike.
-        if not any((folder / name).is_file() for name in _VOCABULARIES):
-            raise FileNotFoundError(
-                f"expected the tokenizer of the model in {folder}, found none of {', '.join(_VOCABULARIES)}; copy its "
-                "files too"
-            )
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer: Any = load_tokenizer(folder)
         self._processor = _image_processor(folder)
+        self.preparation = _preparation(self._processor)  #: what is done to a picture, as JSON values
+        self.tokenizer_hash = _tokenizer_hash(folder)  #: SHA-256 of the tokenizer's files, 64 hex digits
         self._prefix = prefix
         self._padding = "max_length" if kind == "siglip" else "longest"  # how each was trained
         self.max_tokens: int = self._net.config.text_config.max_position_embeddings
@@ -128,18 +135,12 @@ class CLIPScorer:
             )
         pictures = [Image.fromarray(levels) for levels in images.permute(0, 2, 3, 1).cpu().numpy()]
         pixels: Tensor = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
-        return _pooled(self._net.get_image_features(pixel_values=pixels.to(self._net.device))).float().cpu()
+        with full_float32():
+            return pooled(self._net.get_image_features(pixel_values=pixels.to(self._net.device))).float().cpu()
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Features ``(B, D)`` float32 on the CPU, not normalised; prompts of any length."""
-        lost = self.too_long(prompts)
-        if lost:
-            warnings.warn(
-                f"{len(lost)} of {len(prompts)} prompts are longer than the model's {self.max_tokens} tokens and are "
-                f"cut off, such as {prompts[lost[0]][:60]!r}",
-                stacklevel=2,
-            )
+        """Features ``(B, D)`` float32 on the CPU, not normalised; prompts are cut off where the model ends."""
         tokens = self._tokenizer(
             [self._prefix + prompt for prompt in prompts],
             padding=self._padding,
@@ -149,7 +150,7 @@ class CLIPScorer:
         ).to(self._net.device)
         # SigLIP was trained without a mask: its tower reads the padding.
         mask = tokens["attention_mask"] if self._padding == "longest" else None
-        return _pooled(self._net.get_text_features(input_ids=tokens["input_ids"], attention_mask=mask)).float().cpu()
+        return pooled(self._net.get_text_features(input_ids=tokens["input_ids"], attention_mask=mask)).float().cpu()
 
     def too_long(self, prompts: Sequence[str]) -> list[int]:
         """Indices of the prompts of which the model does not see the end."""
@@ -199,7 +200,7 @@ class CLIPScoreMetric(Metric):
         self.count += len(prompts)
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores over everything seen.
+        """Scores over everything seen; warns of prompts that were cut off.
 
         Returns:
             ``clip_score`` (``100 max(cos, 0)``, float64), ``clip_s`` (the paper's scale: 2.5 in place of 100; the
@@ -210,6 +211,12 @@ class CLIPScoreMetric(Metric):
         """
         if int(self.count) == 0:
             raise ValueError("expected at least one picture, got none; call update() before compute()")
+        if int(self.truncated):
+            warnings.warn(
+                f"{int(self.truncated)} of {int(self.count)} prompts are longer than the model's "
+                f"{self.scorer.max_tokens} tokens and were cut off; the score is of what is left of them",
+                stacklevel=2,
+            )
         mean = self.total / self.count
         return {
             "clip_score": mean,
@@ -219,13 +226,14 @@ class CLIPScoreMetric(Metric):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Which model gave the score, as JSON values for a protocol record."""
-        return {"name": self.scorer.name, "weights_hash": self.scorer.weights_hash, "formula": "100 max(cos, 0)"}
-
-
-def _kind(folder: Path) -> str:
-    file = folder / "config.json"
-    return str(json.loads(file.read_text(encoding="utf-8")).get("model_type")) if file.is_file() else "clip"
+        """Which model gave the score, and how it read pictures and prompts, as JSON values for a protocol record."""
+        return {
+            "name": self.scorer.name,
+            "weights_hash": self.scorer.weights_hash,
+            "tokenizer_hash": self.scorer.tokenizer_hash,
+            "preparation": self.scorer.preparation,
+            "formula": "100 max(cos, 0)",
+        }
 
 
 def _image_processor(folder: Path) -> Any:
@@ -238,6 +246,20 @@ def _image_processor(folder: Path) -> Any:
         ) from error
 
 
-def _pooled(output: Any) -> Tensor:
-    """Projected features: ``transformers`` returned them bare before it wrapped them."""
-    return getattr(output, "pooler_output", output)
+def _preparation(processor: Any) -> dict[str, Any]:
+    """The settings of the steps that an image processor takes."""
+    stated: dict[str, Any] = processor.to_dict()
+    return {name: _plain(name, stated[name]) for step in _STEPS if stated.get(step) for name in _STEPS[step]}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A setting in JSON types."""
+    if name == "resample":
+        return Image.Resampling(value).name.lower()
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[str, Any]", value))
+    return value if isinstance(value, (int, float)) else list(value)
+
+
+def _tokenizer_hash(folder: Path) -> str:
+    return text_hash(f"{name} {file_hash(folder / name)}" for name in _TOKENIZER_FILES if (folder / name).is_file())

@@ -5,15 +5,14 @@ What is written can be read back as a sequence that holds one picture at a time,
 
 from __future__ import annotations
 
-import hashlib
 import math
+import re
 import zipfile
 import zlib
 from abc import abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeAlias, overload
 
@@ -65,27 +64,16 @@ class ImageFiles(Sequence[Picture]):
             raise IndexError(f"expected an index below {self._length}, the number of pictures, got {index}")
         return self._read(index % self._length)
 
-    @cached_property
-    def content_hash(self) -> str:
-        """SHA-256 over the number, the size and the levels of the pictures in order, 64 hex digits.
-
-        Independent of how they are stored: a folder and an npz of the same pictures in the same order hash alike. Reads
-        every picture once.
-        """
-        digest = hashlib.sha256(f"uint8 {self._length}x{self.size[0]}x{self.size[1]}x3\n".encode())
-        for picture in self:
-            digest.update(np.ascontiguousarray(picture).data)
-        return digest.hexdigest()
-
     @abstractmethod
     def _read(self, index: int) -> Picture:
         """The picture at an index from 0 up to the length."""
 
 
 class PictureFolder(ImageFiles):
-    """The pictures directly in a folder, sorted by name; hidden files and files that are no pictures are passed over.
+    """The pictures directly in a folder; hidden files and files that are no pictures are passed over.
 
-    Grey, palette and 16-bit pictures become RGB, transparency is laid on white.
+    They are sorted by name, and numbers in a name by their value: ``2.png`` comes before ``10.png``. Grey, palette and
+    16-bit pictures become RGB, transparency is laid on white.
 
     Args:
         path: the folder.
@@ -291,17 +279,24 @@ def _check_names(names: Sequence[str] | None) -> None:
 
 def _pictures(folder: Path, jpeg: bool) -> list[Path]:
     """Files of a folder that are pictures by their name, sorted."""
-    shown = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    shown = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    shown.sort(key=lambda file: _by_number(file.name))
     taken = [file for file in shown if file.suffix.lower() == ".png" or (jpeg and file.suffix.lower() in _FORMATS)]
     refused = [file for file in shown if file.suffix.lower() in (*_FORMATS, *_OTHERS) and file not in set(taken)]
     if refused:
         raise ValueError(
-            f"expected PNGs in {folder}, got {refused[0].name} and {len(refused) - 1} more of another format; write "
-            "them as PNG, or ask for JPEGs where both sides of a score are JPEGs"
+            f"expected PNGs in {folder}, got {refused[0].name} and {len(refused) - 1} more of another format; save "
+            "them as PNG in the first place: what JPEG loses moves scores, and no conversion brings it back"
         )
     if not taken:
         raise ValueError(f"expected PNGs in {folder}, got none; check the path")
     return taken
+
+
+def _by_number(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts runs of digits as numbers; names of equal numbers by their text."""
+    parts = re.split("([0-9]+)", name)  # text and digits in turn, so that like is compared with like
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], name
 
 
 def _header(file: Path) -> tuple[int, int]:

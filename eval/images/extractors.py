@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ...tokenizers.perceptual import BackboneLoss
 from ..protocol import state_hash
+from .float32 import full_float32
 from .inception import FIDInception
 
 #: What stands before the file in the name of the Inception of the Frechet inception distance.
@@ -85,7 +86,7 @@ class VisionExtractor:
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"an extractor reads uint8 images, got {images.dtype}; use data.transforms.to_uint8")
-        with torch.inference_mode():
+        with torch.inference_mode(), full_float32():
             return self._features(images)[1]
 
     def _features(self, images: Tensor) -> tuple[str, Tensor]:

@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...data.files import atomic_file
-from ..protocol import file_hash
+from ..protocol import file_hash, state_hash
 
 #: What a set of pictures can be.
 SPLITS = ("train", "validation", "test", "generated")
 
 _ENTRY = "smalti.reference"
-_FIELDS = ("extractor", "weights_hash", "dataset", "dataset_hash", "split", "crop")
+_FIELDS = ("extractor", "weights_hash", "dataset", "dataset_hash", "split", "crop", "converted")
 _ROWS = 1024  #: added at once: a large set is never copied to float64 whole, and a part stays in the cache
 _COLUMNS = 256  #: of the scatter computed at once: narrow enough to leave most of the upper triangle out
 
@@ -67,9 +67,7 @@ class FeatureStatistics:
             ValueError: another shape, fewer than two rows, or features that are not finite.
         """
         check_features(features)
-        moments = Moments.zeros(features.shape[1])
-        for rows in features.split(_ROWS):
-            moments.add(rows.double().cpu())
+        moments = Moments.of(features)
         return cls(moments.mean, moments.covariance(), moments.count)
 
 
@@ -89,6 +87,14 @@ class Moments:
     def zeros(cls, width: int) -> Self:
         """Of no features of that width."""
         return cls(torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64), 0)
+
+    @classmethod
+    def of(cls, features: Tensor) -> Self:
+        """Of ``[N, D]`` floats, summed in float64 on the CPU."""
+        moments = cls.zeros(features.shape[1])
+        for rows in features.split(_ROWS):
+            moments.add(rows.double().cpu())
+        return moments
 
     def add(self, rows: Tensor) -> None:
         """Add ``[B, D]`` float64 features on the same device."""
@@ -131,13 +137,30 @@ class Reference:
     extractor: str  #: its name
     weights_hash: str  #: sha256 of its weights
     dataset: str  #: name
-    dataset_hash: str
+    dataset_hash: str  #: of the pictures' content (`ContentHash`), or of the file that was converted
     split: str  #: one of `SPLITS`
-    crop: Any  #: `Crop.describe()`, or None where unknown
+    crop: Any  #: of the pictures, as `PictureSet.describe` says it, or None where unknown
+    converted: bool = False  #: from a file that does not say which pictures it is of
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"the split of a reference must be one of {', '.join(SPLITS)}, got {self.split!r}")
+
+    @property
+    def knows_pictures(self) -> bool:
+        """Whether ``dataset_hash`` is of pictures; of a converted file they are not known."""
+        return not self.converted
+
+    @property
+    def identity(self) -> str:
+        """What a score is measured against, 64 hex digits.
+
+        Of the pictures' content, which outlasts another batch size; of mean and covariance where the pictures are not
+        known, whatever file they came in.
+        """
+        if self.knows_pictures:
+            return self.dataset_hash
+        return state_hash({"mean": self.statistics.mean, "covariance": self.statistics.covariance})
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all.
@@ -207,7 +230,7 @@ class Reference:
                 f"({' '.join(str(error).split())}); fetch it again or compute the statistics"
             ) from error
         statistics = FeatureStatistics(mean, covariance, count)
-        return cls(statistics, extractor, weights_hash, dataset, file_hash(path), split, None)
+        return cls(statistics, extractor, weights_hash, dataset, file_hash(path), split, None, converted=True)
 
     def require(self, *, extractor: str, weights_hash: str, task: str) -> None:
         """Refuse a comparison that would mean nothing.
@@ -215,11 +238,11 @@ class Reference:
         Args:
             extractor: name of the network that the other features came from.
             weights_hash: sha256 of its weights.
-            task: what is measured; ``reconstruction`` may not be compared with a train set, whose pictures are not the
-                originals of any reconstruction.
+            task: what is measured; ``reconstruction`` may not be compared with a train set or with drawn pictures,
+                which are not the originals of any reconstruction.
 
         Raises:
-            ValueError: another extractor, other weights, or reconstructions against a train set.
+            ValueError: another extractor, other weights, or reconstructions against a train set or drawn pictures.
         """
         pairs = {"extractor": (extractor, self.extractor), "weights_hash": (weights_hash, self.weights_hash)}
         for name, (wanted, mine) in pairs.items():
@@ -228,9 +251,9 @@ class Reference:
                     f"expected reference statistics of {name} {wanted!r}, got {mine!r}; compute them with the "
                     "extractor that scores the images"
                 )
-        if task == "reconstruction" and self.split == "train":
+        if task == "reconstruction" and self.split in ("train", "generated"):
             raise ValueError(
-                f"reconstructions must be compared with their originals, got statistics of the train split of "
+                f"reconstructions must be compared with their originals, got statistics of the {self.split} split of "
                 f"{self.dataset}; take statistics of the pictures that were reconstructed, after the same crop"
             )
 

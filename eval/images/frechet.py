@@ -10,9 +10,10 @@ import warnings
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from .feature_statistics import FeatureStatistics, Moments, check_features
+from .kept_features import SIDES, KeptFeatures
+from .sample_order import sample_indices
 
 _COLUMNS = 256  #: of a product computed at once: narrow enough to leave most of the zeros out
 
@@ -48,13 +49,16 @@ def statistics_distance(first: FeatureStatistics, second: FeatureStatistics) -> 
     return _distance(first, second)
 
 
-class FrechetDistance(Metric):
+class FrechetDistance(KeptFeatures):
     """`frechet_distance` over everything seen, exact however unevenly the images fall on processes.
 
     States are float64 and do not follow ``half()``; float64 does not exist on MPS, keep the metric on the CPU there.
-    A process that saw no image, or fewer batches than others, takes part like any other. An image that comes twice
-    counts twice: use a sampler that does not pad (not ``DistributedSampler``, which repeats images until all processes
-    have equally many).
+    A process that saw no image, or fewer batches than others, takes part like any other.
+
+    Without places, an image that comes twice counts twice: use a sampler that does not pad (not ``DistributedSampler``,
+    which repeats images until all processes have equally many), or pass ``index``. An image with a place counts once,
+    whichever processes saw it; its features are kept for that (float32, 8 kB an image at D = 2048), where the sums
+    alone need no more memory for more images.
 
     Args:
         num_features: D of the extractor.
@@ -64,8 +68,6 @@ class FrechetDistance(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = True  # `forward` may not merge states: a mean and a scatter are not sums
 
     features_mean: Tensor
     features_scatter: Tensor
@@ -75,12 +77,11 @@ class FrechetDistance(Metric):
     reference_count: Tensor
 
     def __init__(self, num_features: int) -> None:
-        super().__init__()
+        super().__init__(num_features)
         if num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}; pass the extractor's")
-        self.num_features = num_features
         self._reference: FeatureStatistics | None = None
-        for side in ("features", "reference"):
+        for side in SIDES:
             empty = Moments.zeros(num_features)
             # Gathered rather than summed: each process keeps its scatter about its own mean.
             self.add_state(f"{side}_mean", empty.mean, dist_reduce_fx=None)
@@ -98,29 +99,34 @@ class FrechetDistance(Metric):
                 f"reference statistics must have {self.num_features} features, got {len(statistics.mean)}; "
                 "take both from one extractor"
             )
-        if int(self.reference_count):
+        if seen := int(self.reference_count) + self._kept(real=True):
             raise ValueError(
-                f"the reference must be either statistics or images, got {int(self.reference_count)} images already; "
-                "call reset() first"
+                f"the reference must be either statistics or images, got {seen} images already; call reset() first"
             )
         self._reference = statistics
 
-    def update(self, features: Tensor, real: bool) -> None:
+    def update(self, features: Tensor, real: bool, index: Tensor | None = None) -> None:
         """Add one batch.
 
         Args:
             features: ``[B, D]`` floats; B may be 0.
             real: whether they belong to the reference.
+            index: ``[B]`` places of the images in their set; an image whose place came before is left out.
 
         Raises:
-            ValueError: another width, features that are not finite, or ``real`` although statistics were set.
+            ValueError: another width, features that are not finite, a negative place, another number of places than of
+                images, or ``real`` although statistics were set.
+            TypeError: places that are not whole numbers.
         """
         check_features(features, self.num_features)
         if real and self._reference is not None:
             raise ValueError("the reference must be either statistics or images, got both; leave out real images")
-        side = "reference" if real else "features"
-        moments = self._moments(side)
-        moments.add(features.detach().double().to(moments.mean.device))
+        if index is not None:
+            self._keep(features, real, sample_indices(index, len(features), 0))
+            return
+        side = SIDES[int(real)]
+        mean, scatter, count = (getattr(self, f"{side}_{part}") for part in ("mean", "scatter", "count"))
+        Moments(mean, scatter, int(count)).add(features.detach().double().to(mean.device))
         setattr(self, f"{side}_count", getattr(self, f"{side}_count") + len(features))
 
     def statistics(self, real: bool) -> FeatureStatistics:
@@ -131,14 +137,14 @@ class FrechetDistance(Metric):
         """
         if real and self._reference is not None:
             return self._reference
-        side = "reference" if real else "features"
         with self.sync_context(should_sync=not self._is_synced, should_unsync=not self._is_synced):
-            moments = self._moments(side)
+            moments = self._moments(real)
         if moments.count < 2:
             raise ValueError(
-                f"a covariance of the {side} needs at least two images, got {moments.count}; call update() with more"
+                f"a covariance of the {SIDES[int(real)]} needs at least two images, got {moments.count}; call update() "
+                "with more"
             )
-        return FeatureStatistics(moments.mean.cpu(), moments.covariance().cpu(), moments.count)
+        return FeatureStatistics(moments.mean, moments.covariance(), moments.count)
 
     def compute(self) -> Tensor:
         """The distance, a float64 scalar.
@@ -148,14 +154,15 @@ class FrechetDistance(Metric):
         """
         return torch.tensor(_distance(self.statistics(real=False), self.statistics(real=True)), dtype=torch.float64)
 
-    def _moments(self, side: str) -> Moments:
-        """Views of the state of this process; after a gathering, the merged state of all."""
-        mean, scatter, count = (getattr(self, f"{side}_{part}") for part in ("mean", "scatter", "count"))
-        if mean.ndim == 1:
-            return Moments(mean, scatter, int(count))
-        merged = Moments(torch.zeros_like(mean[0]), torch.zeros_like(scatter[0]), 0)
-        for part in zip(mean, scatter, count.tolist(), strict=True):
+    def _moments(self, real: bool) -> Moments:
+        """A copy, on the CPU, of what this process saw; after a gathering, of what all did."""
+        side, merged = SIDES[int(real)], Moments.zeros(self.num_features)
+        means, scatters, counts = (getattr(self, f"{side}_{part}").cpu() for part in ("mean", "scatter", "count"))
+        if means.ndim == 1:
+            means, scatters, counts = means[None], scatters[None], counts[None]
+        for part in zip(means, scatters, counts.tolist(), strict=True):
             merged.merge(Moments(*part))
+        merged.merge(Moments.of(self.features(real)))
         return merged
 
 

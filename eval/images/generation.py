@@ -24,7 +24,7 @@ from .inception_score import InceptionScoreMetric
 from .kernel_distance import kernel_distance
 from .picture_sets import ContentHash, PictureSet
 from .precision_recall import precision_recall
-from .reconstruction import SUBSETS, statistics_hash, subset_size
+from .reconstruction import SUBSETS, subset_size
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -240,7 +240,7 @@ def _protocol(
         seed=settings.seed,
         crop=pictures.describe(),
         reference=f"{'statistics' if stored else 'pictures'} of {name}",
-        reference_hash=statistics_hash(reference.statistics) if stored else None,
+        reference_hash=reference.identity if stored else None,
         extractor=extractor.name,
         weights_hash=extractor.weights_hash,
         prompts_hash=None if prompts is None else text_hash(prompts),

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..protocol import file_hash
+from .float32 import full_float32
 
 #: How the sha256 of the published file begins: pt_inception-2015-12-05-6726825d.pth of pytorch-fid, which equals
 #: weights-inception-2015-12-05-6726825d.pth of torch-fidelity.
-PUBLISHED = "6726825d"
+INCEPTION_SHA256 = "6726825d"
 
 SIDE = 299  #: pixels of the network's input
 _CLASSES = 1008
@@ -170,7 +171,7 @@ class FIDInception(nn.Module):
     name = "Inception-v3 of 2015-12-05 (TF1), pool3, 2048 features, TF1 bilinear to 299"
     num_features = 2048
 
-    def __init__(self, path: str | Path, sha256_prefix: str | None = PUBLISHED) -> None:
+    def __init__(self, path: str | Path, sha256_prefix: str | None = INCEPTION_SHA256) -> None:
         super().__init__()
         path = Path(path)
         if not path.is_file():
@@ -216,7 +217,7 @@ class FIDInception(nn.Module):
             )
         if images.ndim != 4 or images.shape[1] != 3 or not images.shape[2:].numel():
             raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}; convert them to RGB")
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False), full_float32():
             state = (tf1_bilinear(images.to(self.fc.weight.device).float(), SIDE) - 128) / 128
             state = _run(self, _STEM, state)
             for block, branches in _MIXED.items():

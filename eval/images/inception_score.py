@@ -6,6 +6,7 @@ The image at place ``i`` of ``N`` belongs to split ``i * splits // N``, so 50,00
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from .sample_order import first_of_each, sample_indices
+
+FEW = 100  #: images in a split, below which a score says so
 
 _ROWS = 4096  #: turned into float64 at once
 
@@ -46,12 +49,16 @@ def inception_score(logits: Tensor, splits: int = 10) -> InceptionScore:
         logits: ``[N, K]`` floats in the order of the images, of the network without its bias (`InceptionOutputs`).
         splits: number of consecutive blocks, as equal as can be.
 
+    Returns:
+        The score. Warns if a split has fewer than `FEW` images.
+
     Raises:
         ValueError: another shape, fewer images than splits, or logits that are not finite.
     """
     count = len(logits)
     _check_splits(count, splits)
     _check_logits(logits)
+    _warn_if_few(count, splits)
     places, sums = torch.arange(count, device=logits.device), _Sums.zeros(splits, logits.shape[1], logits.device)
     for rows, index in zip(logits.split(_ROWS), places.split(_ROWS), strict=True):
         sums.add(rows, index * splits // count)
@@ -116,7 +123,7 @@ class InceptionScoreMetric(Metric):
         self.seen[places] = 1
 
     def compute(self) -> dict[str, Tensor]:
-        """``mean`` and ``std`` over the splits, float64 scalars.
+        """``mean`` and ``std`` over the splits, float64 scalars; warns as `inception_score`.
 
         Raises:
             ValueError: images that are missing, or that two processes scored.
@@ -130,6 +137,7 @@ class InceptionScoreMetric(Metric):
             raise ValueError(
                 f"expected each image on one process, got {twice} on several; use a sampler that does not pad"
             )
+        _warn_if_few(self.count, self.splits)
         counts = (torch.arange(self.count, device=self.seen.device) * self.splits // self.count).bincount()
         score = InceptionScore.from_sums(self.marginals, self.entropies, counts)
         return {
@@ -163,6 +171,15 @@ def _check_splits(count: int, splits: int) -> None:
         raise ValueError(
             f"an Inception score needs at least one split and an image in each, got {count} images in {splits} "
             "splits; score more images or take fewer splits"
+        )
+
+
+def _warn_if_few(count: int, splits: int) -> None:
+    if count < FEW * splits:
+        warnings.warn(
+            f"{count} images in {splits} splits do not show how often each class is drawn; the Inception score is too "
+            f"small and depends on their number (take {FEW} a split at the least)",
+            stacklevel=3,
         )
 
 

@@ -7,15 +7,13 @@ distance it does not depend on the number of images, and it can come out below z
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from .feature_statistics import check_features
-from .sample_order import first_of_each, sample_indices
+from .kept_features import KeptFeatures
+from .sample_order import sample_indices
 
 _BLOCK = 2048  #: rows of the kernel matrix held at once
 
@@ -76,7 +74,7 @@ def discrepancy(features: Tensor, reference: Tensor) -> float:
     return float(_discrepancy(features.double(), reference.double()))
 
 
-class KernelDistanceMetric(Metric):
+class KernelDistanceMetric(KeptFeatures):
     """`kernel_distance` over everything seen, equal on any number of processes with any number of batches each.
 
     Each process keeps its features (float32, 8 kB an image at D = 2048) with the place of their image in its set; all
@@ -94,16 +92,11 @@ class KernelDistanceMetric(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = True  # places of a batch alone are no set
 
     def __init__(self, num_features: int, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(num_features)
         _check_subsets(subsets, subset_size)
-        self.num_features, self.subsets, self.subset_size, self.seed = num_features, subsets, subset_size, seed
-        for side in _SIDES:
-            self.add_state(f"{side}_rows", [], dist_reduce_fx="cat")
-            self.add_state(f"{side}_places", [], dist_reduce_fx="cat")
+        self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
 
     def update(self, features: Tensor, real: bool, index: Tensor | None = None) -> None:
         """Add one batch.
@@ -119,17 +112,7 @@ class KernelDistanceMetric(Metric):
             TypeError: places that are not whole numbers.
         """
         check_features(features, self.num_features)
-        side = _SIDES[int(real)]
-        seen = sum(len(places) for places in self._parts(f"{side}_places"))
-        places = sample_indices(index, len(features), seen)
-        self._parts(f"{side}_rows").append(features.detach().float().to(self.device))
-        self._parts(f"{side}_places").append(places.to(self.device))
-
-    def features(self, real: bool) -> Tensor:
-        """``[N, D]`` float32 of the images seen, each once, in the order of their places; of this process alone."""
-        side = _SIDES[int(real)]
-        rows, places = self._joined(f"{side}_rows"), self._joined(f"{side}_places")
-        return rows[first_of_each(places)]
+        self._keep(features, real, sample_indices(index, len(features), self._kept(real)))
 
     def compute(self) -> dict[str, Tensor]:
         """``mean`` and ``std`` over the subsets, float64 scalars.
@@ -144,30 +127,6 @@ class KernelDistanceMetric(Metric):
             "mean": torch.tensor(found.mean, dtype=torch.float64),
             "std": torch.tensor(found.std, dtype=torch.float64),
         }
-
-    def _sync_dist(self, dist_sync_fn: Any = gather_all_tensors, process_group: Any = None) -> None:
-        for side in _SIDES:  # one tensor per process, also where it saw no image: all must gather alike
-            for name in (f"{side}_rows", f"{side}_places"):
-                setattr(self, name, [self._joined(name)])
-        super()._sync_dist(dist_sync_fn, process_group)
-
-    def _parts(self, name: str) -> list[Tensor]:
-        return cast("list[Tensor]", getattr(self, name))
-
-    def _joined(self, name: str) -> Tensor:
-        """All parts; after a gathering there is one, no longer in a list."""
-        found: Tensor | list[Tensor] = getattr(self, name)
-        if isinstance(found, Tensor):
-            return found
-        empty = (
-            torch.zeros(0, self.num_features, device=self.device)
-            if name.endswith("_rows")
-            else torch.zeros(0, dtype=torch.int64, device=self.device)
-        )
-        return torch.cat([empty, *found])
-
-
-_SIDES = ("features", "reference")
 
 
 def _check_subsets(subsets: int, subset_size: int) -> None:

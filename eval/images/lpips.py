@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from ...tokenizers.perceptual import LPIPS
 from ..protocol import state_hash
+from .float32 import full_float32
 
 
 class LPIPSMetric(Metric):
@@ -51,7 +52,7 @@ class LPIPSMetric(Metric):
         """
         for images in (reconstruction, target):
             _check_range(images)
-        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(target.device.type, enabled=False), full_float32():
             self.total += self.distance.distances(reconstruction, target).double().sum()
         self.count += len(target)
 

@@ -20,9 +20,10 @@ from ...tokenizers.base import VisualTokenizer
 from ...tokenizers.codes import Codes, CodeSpec
 from ...tokenizers.perceptual import LPIPS
 from ..presets import Preset
-from ..protocol import QUANTISER, Protocol, Result, state_hash
+from ..protocol import QUANTISER, Protocol, Result
 from .extractors import FeatureExtractor
-from .feature_statistics import FeatureStatistics, Reference
+from .feature_statistics import Reference
+from .float32 import full_float32
 from .frechet import FrechetDistance
 from .kernel_distance import KernelDistanceMetric
 from .lpips import LPIPSMetric
@@ -68,7 +69,9 @@ def evaluate_reconstruction(
         settings: crop, batch size, what is scored besides.
         extractor: features for rFID; None leaves it out.
         lpips: the perceptual distance, on the tokenizer's device; None leaves it out.
-        reference: statistics of the originals after the same crop; None takes the originals themselves.
+        reference: statistics of the originals after the same crop; None takes the originals themselves. That they are
+            of these very pictures is known once all were read, and not at all of a converted file: the protocol's
+            ``reference_verified`` says so.
         preset: a published protocol; any other is refused before the work.
         sink: takes the reconstructions, uint8 ``[H, W, 3]`` in order, as they are made: a writer of files. It must read
             all of them.
@@ -76,14 +79,15 @@ def evaluate_reconstruction(
 
     Returns:
         Scores ``psnr``, ``ssim``, ``l1``, ``capped`` (`ReconstructionMetrics`), ``lpips``, ``rfid``, ``kid``, and by
-        codebook ``usage`` (share of its codes that were drawn) and ``perplexity``; ``tokens`` and ``bits`` of one
-        picture. The protocol holds a hash of the pictures' pixels.
+        codebook ``usage`` (share of its codes that were drawn), ``uniform_usage`` (what as many equally likely codes
+        would draw) and ``perplexity``; ``tokens`` and ``bits`` of one picture. The protocol holds a hash of the
+        pictures' pixels.
 
     Raises:
         BrokenImageError: a picture cannot be read.
-        ValueError: a reference of another extractor, crop, count or of the training set; a protocol that is not the
-            preset's; pictures of a size that the
-            tokenizer does not take; decoded pictures or features that are not finite.
+        ValueError: a reference of another extractor, crop or count, of the training set, of drawn or of other pictures;
+            a protocol that is not the preset's; pictures of a size that the tokenizer does not take; decoded pictures
+            or features that are not finite.
     """
     pictures, content = PictureSet(source, settings.dataset, settings.crop), ContentHash()
     if reference is not None:
@@ -100,11 +104,11 @@ def evaluate_reconstruction(
         filter=str(settings.crop.describe()["filter"]),
         quantiser=QUANTISER,
         reference="the originals after the same crop" if reference is None else f"statistics of {reference.dataset}",
-        reference_hash=None if reference is None else statistics_hash(reference.statistics),
+        reference_hash=None if reference is None else reference.identity,
         extractor=None if extractor is None else extractor.name,
         weights_hash=None if extractor is None else extractor.weights_hash,
         preset=None if preset is None else preset.name,
-        extra=scoring.conventions | {"reference_split": "originals" if reference is None else reference.split},
+        extra=scoring.conventions | _about(reference),
     )
     if preset is not None:
         preset.check(protocol)
@@ -116,10 +120,12 @@ def evaluate_reconstruction(
             done += len(originals)
             if progress is not None:
                 progress(done, len(pictures))
+        if reference is not None:  # before a sink closes its file
+            _check_same(reference, content.digits)
 
     (sink or _exhaust)(arrays(rebuilt()))
     found = {"dataset_hash": content.digits, "reference_hash": protocol.reference_hash or content.digits}
-    model = {"tokenizer": type(tokenizer).__name__, "fingerprint": tokenizer.fingerprint()}
+    model = {"tokenizer": type(tokenizer).__name__, "tokenizer_fingerprint": tokenizer.fingerprint()}
     return Result(scoring.scores(), replace(protocol, **found), model)
 
 
@@ -164,8 +170,9 @@ class _Scoring:
     def add(self, originals: Tensor, first: int) -> Tensor:
         """Score a batch ``[B, 3, H, W]`` uint8, which begins with picture ``first``; its reconstruction, likewise."""
         images = from_uint8(originals).to(self._tokenizer.device)
-        codes = self._tokenizer.encode(images.to(self._tokenizer.dtype))
-        decoded = self._tokenizer.decode(codes, self._generator).float()
+        with full_float32():
+            codes = self._tokenizer.encode(images.to(self._tokenizer.dtype))
+            decoded = self._tokenizer.decode(codes, self._generator).float()
         if not bool(decoded.isfinite().all()):
             wrong = int((~decoded.isfinite()).flatten(1).any(1).nonzero()[0])
             raise ValueError(
@@ -224,10 +231,19 @@ class CodebookUse:
             self._counts[name] += torch.bincount(ids[:, columns].flatten(), minlength=len(self._counts[name]))
 
     def scores(self) -> dict[str, Any]:
-        """``usage`` and ``perplexity`` by codebook, ``tokens`` and ``bits`` (every code at log2 K) of one picture."""
+        """Of the set, and of one picture.
+
+        Returns:
+            By codebook ``usage`` (share of its K codes that were drawn), ``uniform_usage`` (what as many equally likely
+            codes would draw: ``1 - (1 - 1/K)^N``) and ``perplexity``; of one picture ``tokens`` and ``bits`` (every
+            code at log2 K).
+        """
         positions = self._positions / max(1, self._images)
         return {
             "usage": {name: float((count > 0).double().mean()) for name, count in self._counts.items()},
+            "uniform_usage": {
+                name: 1 - (1 - 1 / len(count)) ** int(count.sum()) for name, count in self._counts.items()
+            },
             "perplexity": {name: _perplexity(count) for name, count in self._counts.items()},
             "tokens": positions * self._spec.depth,
             "bits": positions * self._spec.bits / self._spec.positions,
@@ -247,11 +263,6 @@ def subset_size(count: int) -> int:
     return SUBSET_SIZE if count > SUBSET_SIZE else max(2, count // 2)
 
 
-def statistics_hash(statistics: FeatureStatistics) -> str:
-    """SHA-256 of mean and covariance, 64 hex digits, whatever file they came in."""
-    return state_hash({"mean": statistics.mean, "covariance": statistics.covariance})
-
-
 def _check_reference(reference: Reference, extractor: FeatureExtractor | None, pictures: PictureSet) -> None:
     if extractor is None:
         raise ValueError(
@@ -269,3 +280,19 @@ def _check_reference(reference: Reference, extractor: FeatureExtractor | None, p
             f"rFID compares with the originals, got statistics of {reference.statistics.count} pictures for "
             f"{len(pictures)}; take the same pictures, or leave the statistics out"
         )
+
+
+def _check_same(reference: Reference, content: str) -> None:
+    if reference.knows_pictures and reference.dataset_hash != content:
+        raise ValueError(
+            f"rFID compares with the originals, got statistics of other pictures ({reference.dataset}, "
+            f"{reference.dataset_hash[:12]}) than those reconstructed ({content[:12]}); make the statistics of these "
+            "pictures in this order, or leave them out"
+        )
+
+
+def _about(reference: Reference | None) -> dict[str, Any]:
+    """What rFID is measured against, for a protocol."""
+    if reference is None:
+        return {"reference_split": "originals"}
+    return {"reference_split": reference.split, "reference_verified": reference.knows_pictures}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from importlib import import_module
 
 import pytest
 
@@ -25,6 +26,7 @@ FULL = "the disk{} must have room to write to, got a full one; free some space a
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, f"error: {FULL.format('')}\n"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.csv"), 2, f"error: {FULL.format(' of a.csv')}\n"),
         (DivergedError("training was not finite"), 2, "error: training was not finite\n"),
+        (ImportError("LoRA needs peft;\n  pip install it"), 2, "error: LoRA needs peft; pip install it\n"),
         (InterruptedRunError("interrupted at step 3"), 130, "interrupted at step 3\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
@@ -40,6 +42,12 @@ def test_defects_keep_their_traceback():
         raise KeyError("inner")
     with pytest.raises(OSError, match="bad disk"), one_line():
         raise OSError(errno.EIO, "bad disk")
+    with pytest.raises(ModuleNotFoundError, match=r"smalti\.nothing"), one_line():
+        import_module("smalti.nothing")
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"), one_line():
+        exec("from smalti.cli.errors import nothing")
+    with pytest.raises(ModuleNotFoundError, match="by hand"), one_line():
+        raise ModuleNotFoundError("by hand")
 
 
 def test_debug_shows_the_traceback(capsys, monkeypatch):

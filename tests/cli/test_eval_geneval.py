@@ -35,6 +35,9 @@ class Oracle:
     name, weights_hash, official = "oracle", "0" * 64, False
     threshold, counting_threshold = 0.3, 0.9
 
+    def describe(self) -> dict[str, Any]:
+        return {}
+
     def detect(self, image: Image.Image) -> Detected:
         entry = ENTRIES[number_of(image)]
         rows = [
@@ -55,7 +58,8 @@ class Oracle:
 class Colors:
     """Knows the colours that a prompt asks for; takes every blue for red."""
 
-    name, weights_hash = "known colours", "1" * 64
+    def describe(self) -> dict[str, Any]:
+        return {"name": "known colours", "weights_hash": "1" * 64, "mean": [0.5, 0.5, 0.5]}
 
     def __init__(self, folder: str, device: str) -> None:
         assert (folder, device) == ("x", "cpu")
@@ -131,14 +135,15 @@ def test_a_folder_is_scored_and_its_results_read_again(drawn, stand_ins, tmp_pat
     assert (protocol.task, protocol.extractor, protocol.weights_hash) == ("GenEval rules / oracle", "oracle", "0" * 64)
     assert (protocol.count, protocol.prompts_hash, protocol.rewritten) == (553, GENEVAL_SHA256, False)
     assert protocol.sampler == {"guidance": "9", "per_prompt": 1}
-    assert protocol.extra["colors"] == {"name": "known colours", "weights_hash": "1" * 64}
+    assert protocol.extra["colors"] == {"name": "known colours", "weights_hash": "1" * 64, "mean": [0.5, 0.5, 0.5]}
     assert protocol.extra["rules"]["threshold"] == 0.3
     assert result.model["name"] == "ours"
 
     again = tmp_path / "again.json"
-    assert main(["eval", "geneval", "read", str(results), "--per-prompt", "1", "--out", str(again)]) == 0
+    reread = ["eval", "geneval", "read", str(results), "--per-prompt", "1", "--out", str(again)]
+    assert main([*reread, "--sampler", "guidance=9"]) == 0
     assert read_result(again).scores == result.scores
-    assert read_result(again).protocol.task == "GenEval rules / oracle"
+    assert read_result(again).protocol == protocol
     told = failed(capsys, "read", str(results), "--per-prompt", "1", "--out", str(again), "--official")
     assert "says that oracle found the objects, got --official; leave the option out" in told
     told = failed(capsys, "read", str(results), "--per-prompt", "1", "--out", str(again), "--detector", "detr")
@@ -190,9 +195,25 @@ def test_official_results_are_called_geneval_where_that_is_stated(tmp_path, caps
     result = read_result(out)
     assert (result.protocol.task, result.protocol.preset) == ("GenEval", "geneval-raw")
     assert (result.scores["overall"], result.scores["correct_prompts"]) == (0.25, 1.0)
-    assert main([*stated, "--detector", "detr", "--rewritten"]) == 0
+    told = failed(capsys, *stated[2:], "--detector", "detr", "--rewritten")
+    assert "expected rewritten prompts, got the original text of all 553; put the new texts into the metadata" in told
+
+
+def test_rewritten_prompts_are_summed_up_by_prompt(tmp_path, capsys):
+    results, out = official_results(tmp_path / "results.jsonl", 4), tmp_path / "out.json"
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["prompt"] += f", take {number % 4}"
+        row["metadata"] = json.dumps(json.loads(row["metadata"]) | {"prompt": row["prompt"]})
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stated = ["eval", "geneval", "read", str(results), "--out", str(out), "--rewritten"]
+    assert main([*stated, "--official", "--preset", "geneval-rewritten"]) == 0
+    assert capsys.readouterr().out.startswith("GenEval, rewritten prompts: 2,212 images\n")
+    result = read_result(out)
+    assert (result.scores["overall"], result.scores["correct_prompts"]) == (0.25, 1.0)
+    assert (result.protocol.rewritten, result.protocol.preset) == (True, "geneval-rewritten")
+    assert main([*stated, "--detector", "detr"]) == 0
     assert capsys.readouterr().out.startswith("GenEval rules / detr, rewritten prompts: 2,212 images\n")
-    assert read_result(out).protocol.rewritten
 
 
 @pytest.mark.parametrize(
@@ -203,6 +224,14 @@ def test_official_results_are_called_geneval_where_that_is_stated(tmp_path, caps
         (("score", "DRAWN", *FOR_SCORE, "--per-prompt", "4"), "expected 4 images in "),
         (("score", "DRAWN", *FOR_SCORE, "--sampler", "steps"), "--sampler must be KEY=VALUE, KEY not per_prompt"),
         (("score", "DRAWN", *FOR_SCORE, "--sampler", "per_prompt=4"), "KEY not per_prompt, got 'per_prompt=4'"),
+        (
+            ("score", "DRAWN", *FOR_SCORE, "--sampler", "a=1", "--sampler", "b=1", "--sampler", "a=2"),
+            "--sampler must give every setting once, got 'a' more than once; leave one out",
+        ),
+        (
+            ("read", "absent.jsonl", "--sampler", "a=1", "--sampler", "a=1"),
+            "--sampler must give every setting once, got 'a' more than once; leave one out",
+        ),
         (("score", "DRAWN", *FOR_SCORE, "--out", "x.txt"), "--out must end in .json, got 'x.txt'"),
         (("score", "DRAWN", *FOR_SCORE, "--results", "x.json"), "--results must end in .jsonl, got 'x.json'"),
         (("score", "DRAWN", *FOR_SCORE, "--preset", "geneval"), "'geneval' is no preset; did you mean geneval-"),

@@ -51,7 +51,7 @@ def test_a_store(codes, store, tmp_path, answers):
     expected = {one.name: TokenStatistics.of(one, 3, 200).to_dict() for one in streams(codes, "hilbert")}
     assert list(expected) == ["semantic", "pixel.0", "pixel.1", "joint"]
     assert result.scores == {"streams": json.loads(json.dumps(expected))}
-    assert result.model == {"fingerprint": "f00d"}
+    assert result.model == {"tokenizer_fingerprint": "f00d"}
     assert (result.protocol.task, result.protocol.count, result.protocol.filter) == ("token-statistics", 30, "box")
     assert (result.protocol.extra["order"], result.protocol.extra["grammar_budget"]) == ("hilbert", 200)
     assert lines[0] == "30 images, each a grid of 4x4, read in hilbert order"
@@ -70,7 +70,7 @@ def test_a_codes_file(codes, tmp_path, answers):
     ids = {"ids": codes.ids, "mask": codes.mask}
     assert (result.protocol.count, result.protocol.dataset_hash) == (20, state_hash(ids))
     assert result.protocol.dataset == "a codes file, pictures unknown, hash of the codes"
-    assert result.model == {"fingerprint": "beef"}
+    assert result.model == {"tokenizer_fingerprint": "beef"}
 
 
 def test_pictures_are_coded_as_by_encode(model, pipeline, pictures, tmp_path, answers):
@@ -80,7 +80,7 @@ def test_pictures_are_coded_as_by_encode(model, pipeline, pictures, tmp_path, an
     answers("eval", "tokens", pictures, "--tokenizer", model, "--out", other, "--batch", 4, "--dataset", "noise")
     assert read_result(one).scores == read_result(other).scores
     result = read_result(other)
-    assert result.model == {"tokenizer": "VQTokenizer", "fingerprint": pipeline.tokenizer.fingerprint()}
+    assert result.model == {"tokenizer": "VQTokenizer", "tokenizer_fingerprint": pipeline.tokenizer.fingerprint()}
     assert (result.protocol.dataset, result.protocol.count, result.protocol.dtype) == ("noise", 6, "float32")
     assert result.protocol.crop is not None
     assert read_result(one).protocol.dataset_hash == result.protocol.dataset_hash

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification
 
-from smalti.eval.checkpoints import load_local, load_tokenizer
+from smalti.eval.checkpoints import load_local, load_tokenizer, stated_type
 
 
 @pytest.fixture
@@ -79,3 +79,63 @@ def test_a_missing_package_is_named(saved, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "vit"
     with pytest.raises(ImportError, match=r"the vit model in .* needs a package that is not installed: this needs pac"):
         load_local(NeedsMore, tmp_path, "vit")
+
+
+def truncated(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+
+
+def junk(folder):
+    (folder / "model.safetensors").write_bytes(b"junk")
+
+
+def empty_bin(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").touch()
+
+
+def no_heads(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+
+
+@pytest.mark.parametrize("damage", [truncated, junk, empty_bin, no_heads])
+def test_damaged_files_are_one_sentence(saved, tmp_path, damage):
+    damage(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"expected a vit model in .*, got files that cannot be read \(.*\w\); copy"
+    ) as told:
+        load(tmp_path)
+    assert str(tmp_path) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_weights_of_another_size_are_refused(saved, tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | {"classifier.bias": torch.zeros(7)}, file)
+    with pytest.raises(ValueError, match=r"which have in another shape 1 entries such as classifier\.bias; copy the"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "got"), [("[]", "list"), ("{", "text that does not parse"), ("5", "int")])
+def test_a_configuration_that_is_none_is_named(saved, tmp_path, text, got):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"expected a JSON object in .*config\.json, got {got}; copy the folder of"):
+        load(tmp_path)
+
+
+def test_the_type_that_a_folder_states(saved, tmp_path):
+    assert stated_type(tmp_path) == "vit"
+    (tmp_path / "config.json").write_text("{}")
+    assert stated_type(tmp_path) is None
+    assert stated_type(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_tokenizer_is_one_sentence(saved, tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"expected a tokenizer in .*, got files that cannot be read \(.*\w.*\); copy the"
+    ):
+        load_tokenizer(tmp_path)

@@ -155,6 +155,19 @@ def test_aggregate_by_hand():
     assert list(summary.tasks) == [name for name in TASKS if name in summary.tasks]
 
 
+def test_rewritten_texts_of_one_prompt_stay_together():
+    entries = [{**single(), "prompt": f"a dog, take {number}"} for number in range(4)]
+    verdicts = [Verdict(number == 0, "") for number in range(4)]
+    apart, together = aggregate(entries, verdicts), aggregate(entries, verdicts, rewritten=True)
+    assert (apart.prompts, apart.correct_prompts) == (4, 0.25)
+    assert (together.prompts, together.correct_prompts, together.overall) == (1, 1.0, 0.25)
+    assert intervals(entries, verdicts).overall != (0.25, 0.25)
+    assert intervals(entries, verdicts, rewritten=True).overall == (0.25, 0.25)  # the only prompt is always drawn
+    assert aggregate(entries, verdicts, prompts=1, images_per_prompt=4, rewritten=True) == together
+    with pytest.raises(ValueError, match="expected 3 images of every prompt, got 4 of 'a dog, take 0'"):
+        aggregate(entries, verdicts, images_per_prompt=3, rewritten=True)
+
+
 def test_an_incomplete_run_is_not_summed_up():
     right = Verdict(True, "")
     with pytest.raises(ValueError, match="got 1 verdicts for 2 entries; judge every image once"):
@@ -298,3 +311,66 @@ def test_the_command_scores_recordings_without_verdicts(tmp_path, capsys):
     path.write_text(json.dumps({k: v for k, v in recorded().items() if k not in ("correct", "reason")}))
     assert main([str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "overall 1.00000"
+
+
+BOXES = "detections that are not, by class, lists of five finite numbers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"metadata": {}}, "metadata without a tag"),
+        ({"metadata": 5}, "metadata without a tag"),
+        ({"metadata": single(tag=[1])}, "metadata without a tag"),
+        (
+            {"metadata": {"tag": "colors", "include": 5}},
+            "metadata whose include is no list of classes with their counts",
+        ),
+        ({"metadata": {"tag": "colors", "include": [{"class": "dog"}]}}, "metadata whose include is no list"),
+        ({"metadata": single(color=5)}, "metadata whose include is no list"),
+        ({"metadata": single(position=["above", -1])}, "metadata whose include is no list"),
+        ({"metadata": {**single(), "exclude": ["dog"]}}, "metadata whose exclude is no list"),
+        ({"detections": []}, BOXES),
+        ({"detections": {"dog": [[0, 0, 5]]}}, BOXES),
+        ({"detections": {"dog": [[0, 0, 5, 5, float("nan")]]}}, BOXES),
+        ({"detections": {"dog": [[0, 0, 5, 5, "1"]]}}, BOXES),
+        ({"colors": ["red"]}, "colors that are not, by class, lists of names"),
+        ({"colors": {"dog": [5]}}, "colors that are not, by class, lists of names"),
+        ({"correct": "yes"}, "correct that is no bool"),
+        ({"reason": None}, "reason that is no str"),
+    ],
+)
+def test_the_command_names_what_is_wrong_with_a_case(tmp_path, capsys, changes, wrong):
+    assert main([recordings(tmp_path, recorded(), recorded(**changes)), "--check"]) == 2
+    err = capsys.readouterr().err
+    assert f"cases.jsonl:2 must be a recorded case, got {wrong}" in err
+    assert err.endswith("; record the case again\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"tasks": {"colors": 5}}, "tasks that are not objects of numbers"),
+        ({"tasks": [1]}, "tasks that are not objects of numbers"),
+        ({"tasks": {"colors": {"score": "1"}}}, "tasks that are not objects of numbers"),
+        ({"overall": "1.0"}, "overall that is no number"),
+    ],
+)
+def test_the_command_names_what_is_wrong_with_the_sums(tmp_path, capsys, changes, wrong):
+    assert main([recordings(tmp_path, recorded(), sums={**SUMS, **changes}), "--check"]) == 2
+    err = capsys.readouterr().err
+    assert f"--check needs a JSON object in {tmp_path / 'summary.json'}, got {wrong}; record the sums again" in err
+    assert err.count("\n") == 1
+
+
+def test_sums_without_tasks_differ(tmp_path, capsys):
+    sums = {name: value for name, value in SUMS.items() if name != "tasks"}
+    assert main([recordings(tmp_path, recorded(), sums=sums), "--check"]) == 1
+    assert "summary differs in colors.score: recorded None, found 1.0" in capsys.readouterr().out
+
+
+def test_a_file_of_other_bytes_is_named(tmp_path, capsys):
+    (tmp_path / "cases.jsonl").write_bytes(b"\xff\xfe{}")
+    assert main([str(tmp_path / "cases.jsonl")]) == 2
+    assert f"expected UTF-8 text in {tmp_path / 'cases.jsonl'}, got other bytes; write" in capsys.readouterr().err

@@ -2,13 +2,14 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from smalti.data.decoding import BrokenImageError
-from smalti.eval.geneval_folder import read_layout, write_layout, write_samples
+from smalti.eval.geneval_folder import read_layout, write_layout
 from smalti.eval.geneval_prompts import geneval_prompts
 
 ENTRIES = geneval_prompts()[:3]
@@ -20,7 +21,9 @@ def picture(level: int) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_samples(tmp_path / "run", ENTRIES, [[picture(10 * i + j) for j in range(2)] for i in range(3)])
+    write_layout(tmp_path / "run", ENTRIES)
+    for i, j in product(range(3), range(2)):
+        picture(10 * i + j).save(tmp_path / "run" / f"{i:05d}" / "samples" / f"{j:05d}.png")
     return tmp_path / "run"
 
 
@@ -91,6 +94,9 @@ def test_another_prompt_is_refused_unless_only_its_text_was_rewritten(folder):
         read_layout(folder, ENTRIES, per_prompt=2)
     samples = read_layout(folder, ENTRIES, per_prompt=2, rewritten=True)
     assert samples[2].entry["prompt"] == "a very detailed cow"
+    path.write_text(json.dumps({name: value for name, value in ENTRIES[1].items() if name != "prompt"}))
+    with pytest.raises(ValueError, match="must hold the metadata of prompt 1, 'a photo of a cow', got None"):
+        read_layout(folder, ENTRIES, per_prompt=2, rewritten=True)
     path.write_text(json.dumps({**ENTRIES[1], "include": [{"class": "cow", "count": 2}]}))
     with pytest.raises(ValueError, match="must hold the metadata of prompt 1"):
         read_layout(folder, ENTRIES, per_prompt=2, rewritten=True)
@@ -123,10 +129,3 @@ def test_a_jpeg_is_no_png(folder):
     picture(0).save(folder / "00000" / "samples" / "00000.png", format="JPEG")
     with pytest.raises(BrokenImageError, match=r"expected a readable PNG, got '.*00000/samples/00000.png'"):
         read_layout(folder, ENTRIES, per_prompt=2)
-
-
-def test_images_must_fit_the_prompts(tmp_path):
-    with pytest.raises(ValueError, match="expected images of 3 prompts, got 1; pass one group for each entry"):
-        write_samples(tmp_path, ENTRIES, [[picture(0)]])
-    with pytest.raises(ValueError, match="expected images of 3 prompts, got more; pass one group"):
-        write_samples(tmp_path, ENTRIES, [[picture(0)]] * 4)

@@ -10,6 +10,7 @@ import pytest
 from smalti.data.scene_prompts import prompts_sha256
 from smalti.eval import geneval_prompts as module
 from smalti.eval.geneval import COLORS, TASKS
+from smalti.eval.geneval_folder import read_layout
 from smalti.eval.geneval_prompts import (
     COCO_NAMES,
     GENEVAL_SHA256,
@@ -17,6 +18,7 @@ from smalti.eval.geneval_prompts import (
     write_geneval_prompts,
     write_prompt_texts,
 )
+from smalti.eval.geneval_results import read_results
 
 PUBLISHED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "geneval"
 
@@ -69,9 +71,16 @@ def test_the_published_files_where_they_are_at_hand(tmp_path):
 
 def test_another_stream_of_numpy_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_SEED", 44)
-    with pytest.raises(ValueError, match=r"must have the sha256 5c48e081\w*, got \w{64} under numpy .*; use"):
-        write_geneval_prompts(tmp_path / "prompts.jsonl")
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "results.jsonl").touch()
+    for use in (
+        geneval_prompts,
+        lambda: write_geneval_prompts(tmp_path / "prompts.jsonl"),
+        lambda: read_layout(tmp_path),
+        lambda: read_results(tmp_path / "results.jsonl"),
+    ):
+        with pytest.raises(ValueError, match=r"must have the sha256 5c48e081\w*, got \w{64} under numpy .*; use"):
+            use()
+    assert not (tmp_path / "prompts.jsonl").exists()
 
 
 def test_entries_survive_json():

@@ -10,6 +10,7 @@ from torch import Tensor
 from smalti.data.scene_prompts import prompts
 from smalti.data.scene_render import render
 from smalti.data.scene_world import Scene, Thing, World
+from smalti.eval import scene_eval
 from smalti.eval.scene_eval import (
     ceiling,
     chance,
@@ -213,3 +214,13 @@ def test_every_task_has_an_interval_and_is_split_by_what_training_showed(entries
     low, high = scores.task_intervals["colors"]
     assert 0 < low < 1 - share < high < 1
     assert scores.to_dict()["task_intervals"]["colors"] == [low, high]
+
+
+def test_a_tokenizer_s_pictures_are_rounded_as_everywhere(entries):
+    """Halves go up: levels of 126.5 become 127, and what is no number is refused."""
+    pictures = render_prompt(entries[0], SMALL, np.random.default_rng(0))[None]
+    half = torch.full((1, 3, SMALL.size, SMALL.size), -1 / 127.5)
+    assert (scene_eval._rebuilt(lambda images: half, pictures) == 127).all()
+    assert (scene_eval._rebuilt(lambda images: images, pictures) == pictures).all()
+    with pytest.raises(ValueError, match="expected finite images, got 2700 NaN values"):
+        ceiling(lambda images: images * float("nan"), SMALL, entries[:1], per_prompt=1)

@@ -20,6 +20,7 @@ from transformers import (
     ViTModel,
 )
 
+from smalti.tokenizers import anatomy
 from smalti.tokenizers.losses import PixelLoss
 from smalti.tokenizers.perceptual import LPIPS, BackboneLoss
 
@@ -71,6 +72,12 @@ def test_backbone_loss_by_hand(checkpoint, pair, layers):
     torch.testing.assert_close(loss(*pair), by_hand(model, pair, layers))
     assert float(loss(pair[0], pair[0])) == 0
     assert torch.equal(BackboneLoss.from_model(model, layers)(*pair), loss(*pair))
+
+
+def test_a_damaged_statistics_file_is_no_reason_to_guess(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json must be a JSON object, got something else; copy"):
+        anatomy.statistics(str(tmp_path))
 
 
 def test_statistics_come_with_the_checkpoint(pair, tmp_path):

@@ -1,5 +1,8 @@
 """Detectors without masks against transformers' own outputs, and class names against COCO's."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -172,3 +175,40 @@ def test_thresholds_are_arguments(detr, owlv2):
     for detector in (DetrDetector(detr, threshold=0.5), Owlv2Detector(owlv2, threshold=0.5)):
         assert (detector.threshold, detector.counting_threshold, detector.official) == (0.5, 0.9, False)
     assert DetrDetector(detr).weights_hash == state_hash(DetrForObjectDetection.from_pretrained(detr).state_dict())
+
+
+def test_detr_s_labels_are_part_of_what_it_is(detr, tmp_path):
+    model = DetrForObjectDetection.from_pretrained(detr)
+    names = model.config.id2label
+    names[1], names[2] = names[2], names[1]
+    model.save_pretrained(tmp_path)
+    first, second = DetrDetector(detr), DetrDetector(tmp_path)
+    assert first.weights_hash == second.weights_hash
+    assert first.describe() == DetrDetector(detr).describe()
+    assert first.describe()["labels_hash"] != second.describe()["labels_hash"]
+    assert json.loads(json.dumps(first.describe())) == first.describe()
+
+
+def test_owlv2_s_preparation_and_tokenizer_are_part_of_what_it_is(owlv2, tmp_path):
+    shutil.copytree(owlv2, tmp_path / "bright")
+    shutil.copytree(owlv2, tmp_path / "words")
+    stated = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
+    (tmp_path / "bright" / "preprocessor_config.json").write_text(json.dumps(stated))
+    text = (tmp_path / "words" / "tokenizer.json").read_text()
+    text = text.replace('"dog"', '"x"').replace('"cat"', '"dog"').replace('"x"', '"cat"')
+    (tmp_path / "words" / "tokenizer.json").write_text(text)
+    plain, bright, words = (Owlv2Detector(path) for path in (owlv2, tmp_path / "bright", tmp_path / "words"))
+    assert plain.weights_hash == bright.weights_hash == words.weights_hash
+    assert plain.describe() == Owlv2Detector(owlv2).describe()
+    assert bright.describe() == {**plain.describe(), "mean": [0.0] * 3, "std": [1.0] * 3}
+    assert words.describe()["tokens_hash"] != plain.describe()["tokens_hash"]
+    assert json.loads(json.dumps(plain.describe())) == plain.describe()
+
+
+def test_weights_that_are_not_numbers_are_not_silence(detr, owlv2, monkeypatch):
+    monkeypatch.setattr(mask2former, "SHORT_SIDE", 64)
+    first, second = DetrDetector(detr), Owlv2Detector(owlv2)
+    for detector, head in ((first, first._net.class_labels_classifier), (second, second._net.box_head.dense2)):
+        head.weight.fill_(float("nan"))
+        with pytest.raises(ValueError, match=r"expected finite boxes and scores, got NaN or infinity in .*; check the"):
+            detector.detect(picture(16, 12))

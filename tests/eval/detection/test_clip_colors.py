@@ -1,5 +1,8 @@
 """What CLIP sees of an object, pixel by pixel, and the averaging over templates against a slow loop."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -125,3 +128,29 @@ def test_a_folder_without_clip_is_refused(tmp_path):
 
 def test_weights_are_identified(folder):
     assert ClipColors(folder).weights_hash == state_hash(CLIPModel.from_pretrained(folder).state_dict())
+
+
+def test_preparation_and_tokenizer_are_part_of_what_it_is(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "bright")
+    shutil.copytree(folder, tmp_path / "words")
+    stated = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
+    (tmp_path / "bright" / "preprocessor_config.json").write_text(json.dumps(stated))
+    text = (tmp_path / "words" / "tokenizer.json").read_text()
+    text = text.replace('"red"', '"x"').replace('"blue"', '"red"').replace('"x"', '"blue"')
+    (tmp_path / "words" / "tokenizer.json").write_text(text)
+    plain, bright, words = (ClipColors(path) for path in (folder, tmp_path / "bright", tmp_path / "words"))
+    found = plain.describe()
+    assert (found["name"], found["weights_hash"], found["size"]) == ("clip-colors", plain.weights_hash, 16)
+    assert found["mean"] == [0.48145466, 0.4578275, 0.40821073]
+    assert json.loads(json.dumps(found)) == found == ClipColors(folder).describe()
+    assert bright.describe() == {**found, "mean": [0.0] * 3, "std": [1.0] * 3}
+    assert words.describe() == {**found, "tokens_hash": words.describe()["tokens_hash"]} != found
+
+
+def test_weights_that_are_not_numbers_name_no_colour(folder):
+    colors = ClipColors(folder)
+    colors._net.visual_projection.weight.fill_(float("nan"))
+    with pytest.raises(
+        ValueError, match="expected finite features of the colours of 'dog', got NaN or infinity; check"
+    ):
+        colors.classify("dog", picture(), torch.tensor([[0.0, 0, 4, 4]]))

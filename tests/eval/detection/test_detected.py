@@ -71,3 +71,19 @@ def test_every_box_needs_one_of_each(boxes, scores, labels, masks):
 def test_labels_are_classes_of_coco(label):
     with pytest.raises(ValueError, match=rf"expected labels in \[0, 80\), got {label} to {label}; map the detector's"):
         Detected(torch.zeros(1, 4), torch.zeros(1), torch.tensor([label]))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(number):
+    boxes, scores, labels = torch.zeros(3, 4), torch.zeros(3), torch.zeros(3, dtype=torch.int64)
+    scores[1] = number
+    told = (
+        "expected finite boxes and scores, got NaN or infinity in {} of 3; check the detector's weights and the pictu"
+    )
+    with pytest.raises(ValueError, match=told.format(1)):
+        Detected(boxes, scores, labels)
+    boxes[2, 3] = number
+    with pytest.raises(ValueError, match=told.format(2)):
+        Detected(boxes, scores, labels)
+    with pytest.raises(ValueError, match=told.format(1)):
+        Detected(boxes, torch.zeros(3), labels)

@@ -157,13 +157,46 @@ def test_resizing_equals_a_slow_loop(monkeypatch, short):
     assert torch.equal(levels, levels.round())
 
 
-def test_padding_follows_normalisation():
-    pixels = normalised(torch.tensor([123.675, 116.28 + 57.12, 0.0])[:, None, None].expand(3, 33, 64))
-    padded = padded_input(pixels)
+def test_normalisation_follows_padding():
+    """mmdet pads with gray of level 128, so that the padding is not the mean colour."""
+    levels = torch.tensor([123.675, 116.28 + 57.12, 0.0])[:, None, None].expand(3, 33, 64)
+    padded = padded_input(levels)
     assert padded.shape == (3, 64, 64)
-    assert torch.equal(padded[:, :33], pixels)
-    assert padded[:, 33:].abs().max() == 0
+    assert torch.equal(padded[:, :33], levels)
+    assert torch.equal(padded[:, 33:], torch.full((3, 31, 64), 128.0))
+    pixels = normalised(padded)
     assert pixels[:, 0, 0].tolist() == pytest.approx([0, 1, -103.53 / 57.375])
+    assert pixels[:, 33, 0].tolist() == pytest.approx([4.325 / 58.395, 11.72 / 57.12, 24.47 / 57.375])
+
+
+def test_the_network_sees_gray_padding(folder, monkeypatch):
+    monkeypatch.setattr(mask2former, "SHORT_SIDE", 33)
+    detector, seen = Mask2FormerDetector(folder), []
+
+    class Net:
+        device = torch.device("cpu")
+
+        def __call__(self, pixels):
+            seen.append(pixels[0])
+            return torch.zeros(1, 1, 81), torch.zeros(1, 1, 16, 16)
+
+    monkeypatch.setattr(detector, "_net", Net())
+    detector.detect(Image.new("RGB", (33, 33), (0, 0, 0)))
+    gray, black = normalised(
+        torch.tensor([[128.0] * 3, [0.0] * 3])[..., None, None].transpose(0, 1).squeeze(-1)
+    ).unbind(1)
+    assert torch.allclose(seen[0][:, :33, :33], black[..., None].expand(3, 33, 33))
+    assert torch.allclose(seen[0][:, 33:], gray[..., None].expand(3, 31, 64))
+
+
+@pytest.mark.parametrize("broken", ["classes", "masks"])
+def test_logits_that_are_not_finite_are_refused(broken):
+    classes, masks = torch.randn(3, 81), torch.randn(3, 4, 4)
+    (classes if broken == "classes" else masks).fill_(math.nan)
+    with pytest.raises(
+        ValueError, match="expected finite boxes and scores, got NaN or infinity in 40 of 40; check the"
+    ):
+        instances(classes, masks, most=40)
 
 
 def test_the_network_is_that_of_transformers(folder):
@@ -220,3 +253,12 @@ def test_another_number_of_classes_is_refused(tmp_path):
 def test_thresholds_are_those_of_geneval_unless_stated(folder):
     detector = Mask2FormerDetector(folder, threshold=0.4)
     assert (detector.threshold, detector.counting_threshold, detector.official) == (0.4, 0.9, False)
+
+
+def test_preparation_is_described(folder):
+    assert Mask2FormerDetector(folder).describe() == {
+        "sides": [1333, 800],
+        "mean": [123.675, 116.28, 103.53],
+        "std": [58.395, 57.12, 57.375],
+        "padding": 128,
+    }

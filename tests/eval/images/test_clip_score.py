@@ -151,26 +151,32 @@ def test_uneven_parts_add_up(scorer: CLIPScorer):
         for at in rows:
             metric.update(pictures(4)[at : at + 1], texts[at : at + 1])
     for metric in (whole, parts[1]):
-        with pytest.warns(UserWarning, match="longer than the model"):
-            metric.update(pictures(4)[3:], texts[3:])
+        metric.update(pictures(4)[3:], texts[3:])
     parts[0].merge_state(parts[1])
-    found = {name: value.item() for name, value in parts[0].compute().items()}
-    assert found == pytest.approx({name: value.item() for name, value in whole.compute().items()}, rel=1e-12)
+    with pytest.warns(UserWarning, match="1 of 4 prompts are longer than the model's 8 tokens and were cut off"):
+        found = {name: value.item() for name, value in parts[0].compute().items()}
+    with pytest.warns(UserWarning, match="1 of 4 prompts"):
+        expected = {name: value.item() for name, value in whole.compute().items()}
+    assert found == pytest.approx(expected, rel=1e-12)
     assert (found["count"], found["truncated"]) == (4, 1)
 
 
-def test_long_prompts_are_cut_and_told(scorer: CLIPScorer):
+def test_long_prompts_are_cut_and_told_once(scorer: CLIPScorer):
     six, seven = "a red circle a blue ring", "a red circle a blue ring ring"  # beside a beginning and an end
     assert scorer.too_long([six, seven, ""]) == [1]
     assert scorer.too_long([]) == []
-    with pytest.warns(
-        UserWarning, match=r"1 of 2 prompts are longer than the model's 8 tokens .* 'a red circle a blue"
-    ):
-        features = scorer.texts([six, seven])
+    features = scorer.texts([six, seven])
     assert torch.allclose(features[0], features[1], atol=1e-6)  # the seventh word is never seen, the end is
+    short, long = CLIPScoreMetric(scorer), CLIPScoreMetric(scorer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scorer.texts([six])
+        short.update(pictures(1), [six])
+        short.compute()
+        for _ in range(3):
+            long.update(pictures(1), [seven])
+    with pytest.warns(UserWarning, match="3 of 3 prompts are longer than the model's 8 tokens") as caught:
+        long.compute()
+    assert len(caught) == 1
 
 
 def test_the_papers_prefix(clip: Path, scorer: CLIPScorer):
@@ -184,6 +190,39 @@ def test_description_is_json(scorer: CLIPScorer):
     assert json.loads(json.dumps(metric.describe())) == metric.describe()
     assert metric.describe()["weights_hash"] == metric.scorer.weights_hash
     assert not metric.state_dict()
+
+
+def test_description_tells_how_pictures_are_prepared(clip: Path, scorer: CLIPScorer, other: CLIPScorer, tmp_path: Path):
+    levels = {"resample": "bicubic", "rescale_factor": 1 / 255, "image_mean": [0.5, 0.4, 0.3]}
+    levels["image_std"] = [0.2, 0.3, 0.4]
+    side = {"height": 16, "width": 16}
+    found = CLIPScoreMetric(scorer).describe()["preparation"]
+    assert found == levels | {"size": {"shortest_edge": 16}, "crop_size": side}
+    assert CLIPScoreMetric(other).describe()["preparation"] == levels | {"size": side}
+    shutil.copytree(clip, tmp_path / "near")
+    stated = json.loads((clip / "preprocessor_config.json").read_text()) | {"resample": 2, "do_normalize": False}
+    (tmp_path / "near" / "preprocessor_config.json").write_text(json.dumps(stated))
+    near = CLIPScoreMetric(CLIPScorer(tmp_path / "near")).describe()
+    assert near["preparation"]["resample"] == "bilinear"
+    assert "image_mean" not in near["preparation"]
+    assert near | {"preparation": found} == CLIPScoreMetric(scorer).describe()
+
+
+def test_description_tells_which_tokenizer(clip: Path, scorer: CLIPScorer, tmp_path: Path):
+    shutil.copytree(clip, tmp_path / "same")
+    (tmp_path / "same" / "README.md").write_text("not read")
+    assert CLIPScoreMetric(CLIPScorer(tmp_path / "same")).describe() == CLIPScoreMetric(scorer).describe()
+    words = (tmp_path / "same" / "tokenizer.json").read_text()
+    (tmp_path / "same" / "tokenizer.json").write_text(words.replace('"red"', '"green"'))
+    changed = CLIPScorer(tmp_path / "same")
+    assert changed.tokenizer_hash != scorer.tokenizer_hash
+    assert changed.weights_hash == scorer.weights_hash
+    assert CLIPScoreMetric(changed).describe()["tokenizer_hash"] == changed.tokenizer_hash
+
+
+def test_convolutions_are_whole(scorer: CLIPScorer, precisions: set[str]):
+    scorer.images(pictures(1))
+    assert precisions == {"ieee"}
 
 
 def test_wrong_pictures_and_prompts(scorer: CLIPScorer):
@@ -215,8 +254,14 @@ def test_folders_that_are_no_clip(clip: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"the image processor of the model in .*blind, which cannot be read"):
         CLIPScorer(tmp_path / "blind")
     shutil.copytree(clip, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
-    with pytest.raises(FileNotFoundError, match=r"the tokenizer of the model in .*mute, found none of tokenizer\.json"):
+    with pytest.raises(FileNotFoundError, match=r"expected a tokenizer in .*mute, found none of tokenizer\.json"):
         CLIPScorer(tmp_path / "mute")
+    shutil.copytree(clip, tmp_path / "listed")
+    (tmp_path / "listed" / "config.json").write_text("[]")
+    with pytest.raises(
+        ValueError, match=r"expected a JSON object in .*listed.*, got list; copy the folder of the model"
+    ):
+        CLIPScorer(tmp_path / "listed")
     shutil.copytree(clip, tmp_path / "cut")
     weights = load_file(tmp_path / "cut" / "model.safetensors")
     del weights["text_projection.weight"]

@@ -62,6 +62,15 @@ def test_features_are_the_models_own_pooled_ones(kind, images, tmp_path):
     assert torch.equal(again(images), features)
 
 
+@pytest.mark.parametrize("kind", ["vit", "convnext"])
+def test_convolutions_are_whole(kind, images, tmp_path, precisions):
+    MODELS[kind]().save_pretrained(tmp_path)
+    extractor = VisionExtractor(tmp_path)
+    precisions.clear()
+    extractor(images)
+    assert precisions == {"ieee"}
+
+
 def test_the_hash_is_of_the_weights_that_are_run(tmp_path):
     model = MODELS["vit"]()
     model.save_pretrained(tmp_path)

@@ -84,6 +84,21 @@ def test_require(reference: Reference):
     train.require(**KNOWN, task="generation")
     with pytest.raises(ValueError, match="got statistics of the train split of tiles; take statistics of the pictures"):
         train.require(**KNOWN, task="reconstruction")
+    with pytest.raises(
+        ValueError, match="must be compared with their originals, got statistics of the generated split"
+    ):
+        replace(reference, split="generated").require(**KNOWN, task="reconstruction")
+
+
+def test_identity_is_of_the_pictures_where_they_are_known(reference: Reference):
+    other = replace(reference, statistics=FeatureStatistics(reference.statistics.mean + 1e-9, torch.eye(2).double(), 9))
+    known, unknown = (replace(reference, converted=converted) for converted in (False, True))
+    assert (known.knows_pictures, known.identity) == (True, reference.dataset_hash)
+    assert other.identity == known.identity
+    assert not unknown.knows_pictures
+    assert len(unknown.identity) == 64
+    assert replace(unknown, dataset_hash="another file").identity == unknown.identity
+    assert replace(other, converted=True).identity != unknown.identity
 
 
 def test_what_is_no_statistics(reference: Reference):

@@ -172,6 +172,37 @@ def test_a_known_reference_stands_in_for_images_and_survives_reset():
         metric.update(second, real=True)
 
 
+def test_statistics_stay_as_they_were_read():
+    first, second = correlated(60, 8, 1), correlated(50, 8, 2)
+    metric = FrechetDistance(8)
+    seen(metric, first, real=False)
+    early = metric.statistics(real=False)
+    seen(metric, second, real=False)
+    metric.reset()
+    torch.testing.assert_close(early.mean, first.mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(early.covariance, first.T.cov(), rtol=1e-12, atol=1e-12)
+
+
+def test_places_leave_out_what_comes_twice():
+    first, second = (rows.float() for rows in (correlated(60, 8, 1), correlated(50, 8, 2)))
+    metric = FrechetDistance(8)
+    for index in torch.randperm(60, generator=torch.Generator().manual_seed(0)).split(7):
+        metric.update(first[index], real=False, index=index)
+    metric.update(first[[0, 0, 59]], real=False, index=torch.tensor([0, 0, 59]))
+    seen(metric, second, real=True)
+    assert metric.statistics(real=False).count == 60
+    assert float(metric.compute()) == pytest.approx(frechet_distance(first, second), rel=1e-12)
+    whole = FrechetDistance(8)  # images with a place and without: none of the latter is ever the same
+    whole.update(first[:20], real=False, index=torch.arange(20))
+    whole.update(first[10:20], real=False, index=torch.arange(10, 20))
+    whole.update(first[20:], real=False)
+    seen(whole, second, real=True)
+    assert float(whole.compute()) == pytest.approx(frechet_distance(first, second), rel=1e-10)
+    metric.reset()
+    with pytest.raises(ValueError, match="at least two images, got 0"):
+        metric.statistics(real=False)
+
+
 def test_state_is_float64_after_half_and_survives_pickle():
     first, second = correlated(60, 8, 1), correlated(50, 8, 2)
     metric = FrechetDistance(8)
@@ -191,6 +222,12 @@ def test_refusals_of_the_metric():
         metric.update(torch.full((3, 4), torch.nan), real=False)
     with pytest.raises(ValueError, match=r"features must be \[N, 4\], got \[3, 5\]"):
         metric.update(torch.ones(3, 5), real=False)
+    with pytest.raises(ValueError, match=r"one place per image, got \[2\] for 3 images"):
+        metric.update(torch.ones(3, 4), real=False, index=torch.arange(2))
+    placed = FrechetDistance(4)
+    placed.update(torch.randn(3, 4), real=True, index=torch.arange(3))
+    with pytest.raises(ValueError, match="got 3 images already; call reset"):
+        placed.set_reference(FeatureStatistics.from_features(torch.randn(9, 4)))
     metric.update(torch.randn(5, 4), real=True)
     with pytest.raises(ValueError, match="got 5 images already; call reset"):
         metric.set_reference(FeatureStatistics.from_features(torch.randn(9, 4)))

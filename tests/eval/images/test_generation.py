@@ -57,6 +57,8 @@ def levels(these):
     return torch.cat(list(these.batches(len(these))))
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*do not show how often each class is drawn")
+
 SETTINGS = GenerationSettings(batch_size=7, kernel=True, coverage=True, seed=3)
 
 
@@ -98,11 +100,20 @@ def test_statistics_stand_for_the_pictures_they_are_of(tmp_path):
     direct, stored = evaluate_generation(mine, theirs, Means()), evaluate_generation(mine, reference, Means())
     assert stored.scores["fid"] == pytest.approx(direct.scores["fid"], rel=1e-6)
     assert stored.protocol.dataset_hash == direct.protocol.dataset_hash == direct.protocol.reference_hash
+    assert stored.protocol.reference_hash == direct.protocol.reference_hash
     assert (stored.protocol.extra["reference_split"], stored.protocol.extra["reference_count"]) == ("train", 30)
     assert (
         stored.protocol.reference_hash != evaluate_generation(mine, other_reference(), Means()).protocol.reference_hash
     )
     assert stored.model == direct.model
+
+
+def test_another_batch_of_the_statistics_is_the_same_reference():
+    mine, theirs = pictures(24, 0), pictures(30, 1)
+    one, other = (
+        evaluate_generation(mine, reference_of(theirs, Means(), "train", size), Means()).protocol for size in (1, 30)
+    )
+    assert one.differences(other) == {}
 
 
 def other_reference(**change):
@@ -135,6 +146,9 @@ class Brightness:
 
     name: str = "brightness"
     weights_hash: str = "ef" * 32
+    tokenizer_hash: str = "01" * 32
+    preparation: str = "none"
+    max_tokens: int = 1
 
     def __call__(self, images, prompts):
         return images[:, 0, 0, 0].float() + 1000 * torch.tensor([float(prompt) for prompt in prompts])
@@ -145,15 +159,22 @@ class Brightness:
 
 def test_each_picture_is_scored_with_its_own_prompt():
     mine, prompts = pictures(24, 0), [str(index) for index in range(24)]
-    result = evaluate_generation(
-        mine, pictures(30, 1), Means(), GenerationSettings(5, rewritten=True), clip=Brightness(), prompts=prompts
-    )
+    with pytest.warns(UserWarning, match="14 of 24 prompts are longer than the model's 1 tokens") as caught:
+        result = evaluate_generation(
+            mine, pictures(30, 1), Means(), GenerationSettings(5, rewritten=True), clip=Brightness(), prompts=prompts
+        )
+    assert len(caught) == 1  # for five batches
     assert result.scores["clip_score"] == pytest.approx(levels(mine)[:, 0, 0, 0].double().mean() + 1000 * 11.5)
     assert result.protocol.prompts_hash == text_hash(prompts)
     assert result.protocol.rewritten is True
     assert result.scores["truncated"] == 14
-    described = {"name": "brightness", "weights_hash": "ef" * 32, "formula": "100 max(cos, 0)"}
-    assert result.protocol.extra["clip_score"] == described
+    assert result.protocol.extra["clip_score"] == {
+        "name": "brightness",
+        "weights_hash": "ef" * 32,
+        "tokenizer_hash": "01" * 32,
+        "preparation": "none",
+        "formula": "100 max(cos, 0)",
+    }
 
 
 def test_prompts_must_fit_the_pictures():

@@ -218,11 +218,12 @@ def test_all_566_tensors_are_loaded_strictly(state, file, network):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_activations_equal_the_slow_path(state, network):
+def test_activations_equal_the_slow_path(state, network, precisions):
     images = torch.randint(0, 256, (2, 3, 40, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     network.train()  # stays in evaluation mode, so that an image does not depend on its neighbours
     assert not network.training
     outputs = network.outputs(images)
+    assert precisions == {"ieee"}
     expected = Slow(state).pool(images[1:])
     assert outputs.pool.shape == (2, 2048)
     assert outputs.pool.dtype == torch.float32

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
 
 from smalti.eval.images.inception_score import InceptionScoreMetric, inception_score
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*do not show how often each class is drawn")
 
 
 def logits(count: int, seed: int = 0, classes: int = 7) -> torch.Tensor:
@@ -66,6 +69,19 @@ def test_places_may_be_left_out_in_one_process():
     for batch in rows.split(8):
         metric.update(batch)
     assert float(metric.compute()["mean"]) == pytest.approx(inception_score(rows, 3).mean, rel=1e-12)
+
+
+def test_few_images_are_said_once():
+    metric = InceptionScoreMetric(199, 2, 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in logits(199).split(50):
+            metric.update(batch)
+        inception_score(logits(200), 2)
+    for score in (metric.compute, lambda: inception_score(logits(199), 2)):
+        with pytest.warns(UserWarning, match="199 images in 2 splits do not show how often .* too small") as caught:
+            score()
+        assert len(caught) == 1
 
 
 def test_sums_stay_float64():

@@ -49,13 +49,14 @@ def test_mean_does_not_depend_on_batches(distance: LPIPS):
     assert metric.compute().item() == 0
 
 
-def test_autocast_and_casts_change_nothing(distance: LPIPS):
+def test_autocast_and_casts_change_nothing(distance: LPIPS, precisions: set[str]):
     first, second = pairs(2)
     plain, cast = LPIPSMetric(distance), LPIPSMetric(distance).half()
     plain.update(first, second)
     with torch.autocast("cpu", torch.bfloat16):
         cast.update(first, second)
     assert plain.compute().item() == cast.compute().item()
+    assert precisions == {"ieee"}
 
 
 def test_weights_are_named_and_not_saved(distance: LPIPS, tmp_path: Path):

@@ -79,9 +79,10 @@ def test_scores_are_those_of_the_parts(tokenizer, source, extractor, pair):
         ids = tokenizer.encode(from_uint8(before)).ids.flatten()
     chances = torch.bincount(ids).double() / len(ids)
     assert result.scores["usage"] == {"pixel": len(ids.unique()) / 16}
+    assert result.scores["uniform_usage"] == {"pixel": pytest.approx(1 - (15 / 16) ** len(ids))}
     assert result.scores["perplexity"]["pixel"] == pytest.approx(float(torch.special.entr(chances).sum().exp()))
     assert (result.scores["tokens"], result.scores["bits"]) == (16, 64)
-    assert result.model == {"tokenizer": "VQTokenizer", "fingerprint": tokenizer.fingerprint()}
+    assert result.model == {"tokenizer": "VQTokenizer", "tokenizer_fingerprint": tokenizer.fingerprint()}
 
 
 def test_the_batch_moves_nothing(tokenizer, source, extractor):
@@ -154,13 +155,49 @@ def test_statistics_of_the_same_originals_give_the_same_distance(tokenizer, sour
     assert reference.dataset_hash == direct.protocol.dataset_hash
     assert stored.protocol.reference == "statistics of scenes"
     assert stored.protocol.extra["reference_split"] == "validation"
-    assert len(stored.protocol.reference_hash) == 64
+    assert stored.protocol.extra["reference_verified"] is True
+    assert "reference_verified" not in direct.protocol.extra
+    again = reference_of(PictureSet(source, "scenes", CROP), extractor, "validation", 7)
+    assert not torch.equal(again.statistics.covariance, reference.statistics.covariance)  # rounding
+    other = evaluate_reconstruction(tokenizer, source, SETTINGS, extractor, reference=again)
+    assert stored.protocol.differences(other.protocol) == {}
+
+
+def test_statistics_of_other_pictures_are_refused_before_a_file_is_written(tokenizer, source, extractor, tmp_path):
+    others = Scenes("small", "validation", COUNT, size=24, seed=1)
+    reference = reference_of(PictureSet(others, "others", CROP), extractor, "validation")
+    with pytest.raises(ValueError, match=r"statistics of other pictures \(others, \w{12}\) than those reconstructed"):
+        evaluate_reconstruction(
+            tokenizer,
+            source,
+            SETTINGS,
+            extractor,
+            reference=reference,
+            sink=lambda pictures: write_adm(tmp_path / "r.npz", pictures, COUNT),
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_converted_statistics_are_taken_as_not_verified(tokenizer, source, extractor, tmp_path):
+    statistics = reference_of(PictureSet(source, "scenes", CROP), extractor, "validation").statistics
+    np.savez(tmp_path / "adm.npz", mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy())
+    known = {"dataset": "scenes", "extractor": extractor.name, "weights_hash": extractor.weights_hash}
+    reference = Reference.from_adm(tmp_path / "adm.npz", split="validation", count=COUNT, **known)
+    result = evaluate_reconstruction(tokenizer, source, SETTINGS, extractor, reference=reference)
+    assert result.protocol.extra["reference_verified"] is False
+    assert result.protocol.reference_hash == reference.identity != result.protocol.dataset_hash
+
+
+def test_the_tokenizer_convolves_in_full_float32(tokenizer, source, precisions):
+    evaluate_reconstruction(tokenizer, source, SETTINGS)
+    assert precisions == {"ieee"}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"split": "train"}, "statistics of the train split"),
+        ({"split": "generated"}, "statistics of the generated split"),
         ({"extractor": "another"}, "statistics of extractor"),
         ({"weights_hash": "0" * 64}, "statistics of weights_hash"),
         ({"crop": Crop(SIDE, "adm").describe()}, "the originals after the same crop, got statistics of"),
@@ -250,6 +287,7 @@ def test_codes_are_counted_without_padding(tokenizer):
     use.add(Codes(ids, ids[..., 0] >= 0, spec))
     scores = use.scores()
     assert scores["usage"]["pixel"] == 4 / 16
+    assert scores["uniform_usage"]["pixel"] == pytest.approx(1 - (15 / 16) ** 24)
     shares = torch.tensor([8, 4, 4, 8]) / 24
     assert scores["perplexity"]["pixel"] == pytest.approx(float((-(shares * shares.log()).sum()).exp()))
     assert (scores["tokens"], scores["bits"]) == (12, 48)

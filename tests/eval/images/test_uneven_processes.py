@@ -28,19 +28,23 @@ dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_
 features = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
 real = torch.randn(200, 16, generator=torch.Generator().manual_seed(1)) * 1.2
 frechet, inception = FrechetDistance(16), InceptionScoreMetric(1000, 4, 16)
-kernel = KernelDistanceMetric(16, 5, 100, seed=2)
+kernel, placed = KernelDistanceMetric(16, 5, 100, seed=2), FrechetDistance(16)
 mine = torch.arange(1000)[::3][:300] if rank else torch.tensor(sorted(set(range(1000)) - set(range(0, 900, 3))))
 assert len(mine) == (300 if rank else 700)
 for index in mine.split(200 if rank else 70):   # 2 batches here, 10 there
     frechet.update(features[index] + 40, real=False)
     inception.update(features[index], index)
     kernel.update(features[index], real=False, index=index)
-kernel.update(features[:2], real=False, index=torch.arange(2))  # what a padding sampler repeats
+    placed.update(features[index], real=False, index=index)
+for metric in (kernel, placed):
+    metric.update(features[:2], real=False, index=torch.arange(2))  # what a padding sampler repeats
 if rank == 0:   # the reference is on this process alone
     frechet.update(real + 40, real=True)
     kernel.update(real, real=True, index=torch.arange(200))
+    placed.update(real, real=True)
 answer = {"frechet": frechet.compute().item(), "count": frechet.statistics(real=False).count}
-answer["here"] = int(frechet.features_count)
+answer |= {"placed": placed.compute().item(), "distinct": placed.statistics(real=False).count}
+answer["here"], answer["kept"] = int(frechet.features_count), len(placed.features(real=False))
 for name, metric in (("inception", inception), ("kernel", kernel)):
     answer |= {f"{name} {part}": value.item() for part, value in metric.compute().items()}
 try:
@@ -56,7 +60,9 @@ def alone() -> dict[str, float]:
     features = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
     real = torch.randn(200, 16, generator=torch.Generator().manual_seed(1)) * 1.2
     frechet, inception = FrechetDistance(16), InceptionScoreMetric(1000, 4, 16)
-    kernel = KernelDistanceMetric(16, 5, 100, seed=2)
+    kernel, placed = KernelDistanceMetric(16, 5, 100, seed=2), FrechetDistance(16)
+    placed.update(features, real=False, index=torch.arange(1000))
+    placed.update(real, real=True)
     for batch in features.split(128):
         frechet.update(batch + 40, real=False)
         inception.update(batch)
@@ -64,6 +70,7 @@ def alone() -> dict[str, float]:
     frechet.update(real + 40, real=True)
     kernel.update(real, real=True)
     scores = {"frechet": float(frechet.compute()), "count": frechet.statistics(real=False).count}
+    scores |= {"placed": float(placed.compute()), "distinct": 1000}
     for name, metric in (("inception", inception), ("kernel", kernel)):
         scores |= {f"{name} {part}": float(value) for part, value in metric.compute().items()}
     return scores
@@ -78,6 +85,7 @@ def test_two_processes_equal_one(tmp_path: Path):
     answers = [json.loads(process.communicate(timeout=280)[0].strip().splitlines()[-1]) for process in ranks]
     expected = alone()
     assert [answer.pop("here") for answer in answers] == [700, 300]  # asking leaves each process its own sums
+    assert [answer.pop("kept") for answer in answers] == [701, 301]  # 0 is the first's too, 1 the second's
     refusals = [answer.pop("refused") for answer in answers]
     assert (
         refusals
@@ -86,5 +94,11 @@ def test_two_processes_equal_one(tmp_path: Path):
     )
     assert answers[0] == answers[1]
     assert answers[0] == pytest.approx(expected, rel=1e-10)
-    for name in ("kernel mean", "kernel std", "count"):  # the same rows in the same order: to the last bit
+    for name in (
+        "kernel mean",
+        "kernel std",
+        "count",
+        "placed",
+        "distinct",
+    ):  # the same rows in the same order: to the last bit
         assert answers[0][name] == expected[name]
