@@ -17,6 +17,7 @@ from ..data.transforms import Crop
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
 from .ceilings import CEILING_TASK, tokenizer_ceiling
+from .codebook_use import CodebookUse
 from .images.frechet import frechet_distance
 from .images.metrics import ReconstructionMetrics
 from .images.teacher import TeacherFeatures, zero_shot
@@ -84,8 +85,6 @@ def compare_tokenizer(
         }
     speed = measured(str(folder), device=device)
     scores |= {
-        "bits": scores["positions"] * tokenizer.spec.bits / tokenizer.spec.positions,
-        "tokens": scores["positions"] * tokenizer.spec.depth,
         "encode_per_second": speed.encode,
         "decode_per_second": speed.decode,
         "peak_memory_mib": speed.memory,
@@ -128,27 +127,22 @@ def comparison_protocol(data: ComparisonData, extractor: TeacherFeatures, names:
 def _reconstruction(
     tokenizer: VisualTokenizer, data: ComparisonData, extractor: TeacherFeatures, shown: int
 ) -> tuple[dict[str, Any], Tensor]:
-    metrics, before, after, kept, positions = ReconstructionMetrics(), list[Tensor](), list[Tensor](), [], 0
-    counts = {book.name: torch.zeros(book.size, dtype=torch.int64) for book in tokenizer.spec.codebooks}
+    metrics, before, after, kept = ReconstructionMetrics(), list[Tensor](), list[Tensor](), []
+    used = CodebookUse(tokenizer.spec)
     for images, _ in _batches(data.pictures, data):
         codes = tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype))
         rebuilt = tokenizer.decode(codes).float().cpu()
         metrics.update(rebuilt, images)
         before.append(extractor.images(images))
         after.append(extractor.images(rebuilt))
-        positions += int(codes.mask.sum())
-        for name, columns in tokenizer.spec.slices().items():
-            drawn = codes.ids[codes.mask][:, columns].flatten().cpu()
-            counts[name] += torch.bincount(drawn, minlength=len(counts[name]))
+        used.add(codes)
         if sum(map(len, kept)) < shown:
             kept.append(rebuilt)
     found: dict[str, Any] = {
         name: float(value) for name, value in metrics.compute().items() if name in ("psnr", "ssim")
     }
     found["rfid"] = frechet_distance(torch.cat(after), torch.cat(before))
-    found["positions"] = positions / len(data.pictures)
-    found["usage"] = {name: float((count > 0).float().mean()) for name, count in counts.items()}
-    found["perplexity"] = {name: _perplexity(count) for name, count in counts.items()}
+    found |= used.scores()
     return found, torch.cat(kept)[:shown]
 
 
@@ -192,7 +186,3 @@ def _batches(
     for start in range(0, len(pictures), size):
         batch = collate([pictures[index] for index in range(start, min(start + size, len(pictures)))])
         yield batch["images"], batch["text"]
-
-
-def _perplexity(counts: Tensor) -> float:
-    return float(torch.special.entr(counts.double() / counts.sum().clamp_min(1)).sum().exp())

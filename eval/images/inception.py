@@ -180,7 +180,7 @@ class FIDInception(nn.Module):
         if sha256_prefix is not None and not self.weights_hash.startswith(sha256_prefix):
             raise ValueError(
                 f"{path} must have a sha256 that begins {sha256_prefix}, got {self.weights_hash[:16]}; take the "
-                "published file, or pass sha256_prefix=None to accept and record this one"
+                "published file, or accept and record this one (sha256_prefix=None, --unknown-weights)"
             )
         weights = _read(path)
         with torch.device("meta"):  # names and shapes only: the weights themselves come from the file

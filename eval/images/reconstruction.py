@@ -17,8 +17,8 @@ from torch import Tensor
 from ...data.base import ImageSource
 from ...data.transforms import Crop, from_uint8, to_uint8
 from ...tokenizers.base import VisualTokenizer
-from ...tokenizers.codes import Codes, CodeSpec
 from ...tokenizers.perceptual import LPIPS
+from ..codebook_use import CodebookUse
 from ..presets import Preset
 from ..protocol import QUANTISER, Protocol, Result
 from .extractors import FeatureExtractor
@@ -212,46 +212,6 @@ class _Scoring:
             if self._kernel is not None:
                 self._kernel.update(before, real=True)
                 self._kernel.update(after, real=False)
-
-
-class CodebookUse:
-    """How often each code of a tokenizer is drawn over a whole set, and what its codes cost."""
-
-    def __init__(self, spec: CodeSpec) -> None:
-        self._spec = spec
-        self._counts = {book.name: torch.zeros(book.size, dtype=torch.int64) for book in self._spec.codebooks}
-        self._positions = self._images = 0
-
-    def add(self, codes: Codes) -> None:
-        """Count the codes of a batch; padding is left out."""
-        ids = codes.ids[codes.mask].cpu()
-        self._positions += len(ids)
-        self._images += len(codes)
-        for name, columns in self._spec.slices().items():
-            self._counts[name] += torch.bincount(ids[:, columns].flatten(), minlength=len(self._counts[name]))
-
-    def scores(self) -> dict[str, Any]:
-        """Of the set, and of one picture.
-
-        Returns:
-            By codebook ``usage`` (share of its K codes that were drawn), ``uniform_usage`` (what as many equally likely
-            codes would draw: ``1 - (1 - 1/K)^N``) and ``perplexity``; of one picture ``tokens`` and ``bits`` (every
-            code at log2 K).
-        """
-        positions = self._positions / max(1, self._images)
-        return {
-            "usage": {name: float((count > 0).double().mean()) for name, count in self._counts.items()},
-            "uniform_usage": {
-                name: 1 - (1 - 1 / len(count)) ** int(count.sum()) for name, count in self._counts.items()
-            },
-            "perplexity": {name: _perplexity(count) for name, count in self._counts.items()},
-            "tokens": positions * self._spec.depth,
-            "bits": positions * self._spec.bits / self._spec.positions,
-        }
-
-
-def _perplexity(counts: Tensor) -> float:
-    return float(torch.special.entr(counts.double() / counts.sum().clamp_min(1)).sum().exp())
 
 
 def _exhaust(pictures: Iterator[Levels]) -> None:

@@ -13,6 +13,7 @@ from transformers import ViTConfig, ViTModel
 from smalti.data.base import Part
 from smalti.data.scenes import Scenes
 from smalti.data.transforms import Crop, from_uint8, to_tensor, to_uint8
+from smalti.eval.codebook_use import CodebookUse
 from smalti.eval.images.exports import read_images, write_adm
 from smalti.eval.images.extractors import VisionExtractor
 from smalti.eval.images.feature_statistics import FeatureStatistics, Reference
@@ -21,7 +22,7 @@ from smalti.eval.images.generation import reference_of
 from smalti.eval.images.kernel_distance import kernel_distance
 from smalti.eval.images.metrics import psnr, ssim
 from smalti.eval.images.picture_sets import ArraySource, Files, Joined, PictureSet
-from smalti.eval.images.reconstruction import CodebookUse, ReconstructionSettings, evaluate_reconstruction, subset_size
+from smalti.eval.images.reconstruction import ReconstructionSettings, evaluate_reconstruction, subset_size
 from smalti.eval.presets import Preset
 from smalti.eval.protocol import QUANTISER
 from smalti.tokenizers.codes import Codes
