@@ -306,7 +306,7 @@ def _samples(samples: Sequence[Sample]) -> str:
 
 
 def _reason(reason: str) -> str:
-    return f"<br><small>{escape(reason)}</small>" if reason else ""
+    return f"<br><small>{escape('; '.join(reason.splitlines()))}</small>" if reason else ""
 
 
 def _answers(answers: Sequence[Answer]) -> str:

@@ -103,7 +103,7 @@ def _drawn(scores: Mapping[str, Any], untrained: Mapping[str, Any]) -> Headline:
     return Headline(
         "SceneEval (GenEval rules)",
         scores["overall"],
-        {name: scores[name] for name in ("strict", "chance", "ceiling", "oracle", "near_miss")}
+        {name.replace("_", "-"): scores[name] for name in ("strict", "chance", "ceiling", "oracle", "near_miss")}
         | {"untrained": untrained["scene_eval"]["overall"]}
         | _combinations(scores),
         note="{images} pictures; 95 % interval {low:.3f} to {high:.3f}".format_map({**scores, **scores["interval"]}),
