@@ -369,17 +369,17 @@ class Pictures(_Model):
         """Not what it is for.
 
         Raises:
-            NotImplementedError: always.
+            ValueError: always.
         """
-        raise NotImplementedError("smalti_t2i draws pictures, got a task of likelihoods; use --model smalti")
+        raise ValueError("smalti_t2i draws pictures, got a task of likelihoods; use --model smalti")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """Not what it is for.
 
         Raises:
-            NotImplementedError: always.
+            ValueError: always.
         """
-        raise NotImplementedError("smalti_t2i draws pictures, got a task of several rounds; use --model smalti")
+        raise ValueError("smalti_t2i draws pictures, got a task of several rounds; use --model smalti")
 
 
 def _grouped(keys: Iterable[Hashable]) -> list[list[int]]:

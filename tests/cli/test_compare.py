@@ -76,7 +76,7 @@ def test_unlike_results_are_refused_by_the_field(pair, change, sentence, capsys)
 
 
 def test_every_field_that_differs_is_named(pair, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         main(["compare", *pair(count=500, rewritten=True, sampler={"order": "neighbouring"})])
     named = "count 1000 and 500, rewritten False and True, sampler.order 'raster' and 'neighbouring'; evaluate both"
     assert named in capsys.readouterr().err
@@ -135,7 +135,7 @@ def test_damaged_results_are_named(pair, change, sentence, tmp_path, capsys):
     files = pair()
     record = json.loads((tmp_path / "a.json").read_text())
     (tmp_path / "a.json").write_text(json.dumps({**record, **change}))
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         main(["compare", *files])
     said = capsys.readouterr().err
     assert said.count("\n") == 1

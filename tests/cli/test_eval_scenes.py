@@ -94,7 +94,7 @@ def test_bad_input_is_one_line(drawer, arguments, sentence, tmp_path, monkeypatc
 
 def test_a_preset_of_models_is_not_for_tokenizers(drawer, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         main(["eval", "scenes", "--tokenizer", str(drawer), "--preset", "scenes-v1"])
     assert "--preset scenes-v1 is of models that draw, got a tokenizer" in capsys.readouterr().err
 

@@ -371,9 +371,9 @@ def test_unknown_words_are_named_before_anything_is_drawn(folder, tmp_path):
 
 def test_a_model_that_draws_answers_nothing(folder, tmp_path):
     model = Pictures(folder, tmp_path)
-    with pytest.raises(NotImplementedError, match="draws pictures, got a task of likelihoods; use --model smalti"):
+    with pytest.raises(ValueError, match="draws pictures, got a task of likelihoods; use --model smalti"):
         model.loglikelihood([])
-    with pytest.raises(NotImplementedError, match="draws pictures, got a task of several rounds; use --model smalti"):
+    with pytest.raises(ValueError, match="draws pictures, got a task of several rounds; use --model smalti"):
         model.generate_until_multi_round([])
     with pytest.raises(ValueError, match="num_images_per_prompt must be >= 1, got 0; 4 is usual"):
         Pictures(folder, tmp_path, num_images_per_prompt=0)
