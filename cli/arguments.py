@@ -83,3 +83,11 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
     """Declare ``--scale``."""
     text = "enlarge every picture this many times by repeating pixels (default: 1, on a sheet what fits)"
     parser.add_argument("--scale", type=number(least=1, most=64), metavar="N", help=text)
+
+
+def add_decoder(parser: argparse.ArgumentParser, default: str) -> None:
+    """Declare ``--decoder``, what turns codes into pixels; ``default`` says what does so otherwise."""
+    told = (
+        f"folder of a trained decoder that draws from the codes, or pixels for the tokenizer's own (default: {default})"
+    )
+    parser.add_argument("--decoder", metavar="DIR", help=told)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import add_scale, add_tokenizer, number
+from .arguments import add_decoder, add_scale, add_tokenizer, number
 from .models import load_tokenizer, tokenizer_folder
 from .outputs import picture_target, say, write_pictures
 from .progress import Bar
@@ -14,6 +14,7 @@ from .progress import Bar
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..generation.detokenizers import Detokenizer
     from ..tokenizers.base import VisualTokenizer
     from ..tokenizers.codes import Codes
 
@@ -25,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default="out.png", help="a PNG (several pictures make a sheet), or a folder (out/) for one PNG each"
     )
     parser.add_argument("--batch", type=number(least=1), default=32, help="pictures decoded together (default: 32)")
+    parser.add_argument("--seed", type=number(least=0), default=0, help="of decoders that draw (default: 0)")
+    add_decoder(parser, "pixels")
     add_scale(parser)
     add_tokenizer(parser)
 
@@ -34,39 +37,47 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: an output that cannot be written, or more pictures than a sheet holds.
-        FileNotFoundError: no codes or no tokenizer.
-        ValueError: codes of another tokenizer, or a damaged file.
+        FileNotFoundError: no codes, no tokenizer or no decoder.
+        ValueError: codes or a decoder of another tokenizer, or a damaged file.
     """
     target = picture_target(args.out)
     folder = tokenizer_folder(args.tokenizer)
 
+    from torch import nn
+
     from ..data.transforms import to_pil
+    from ..generation.coded import PIXELS
+    from ..generation.detokenizers import load_decoder
     from ..tokenizers.files import CodesFile
 
     coded = CodesFile.open(args.codes)
     target.check_count(len(coded.codes))
     tokenizer = load_tokenizer(folder, args.device)
     coded.check_tokenizer(tokenizer)
-    pictures = to_pil(decode_codes(tokenizer, coded.codes, args.batch))
+    own = args.decoder in (None, PIXELS)
+    painter = tokenizer if own else load_decoder(args.decoder, tokenizer)
+    nn.Module.to(painter, tokenizer.device)
+    pictures = to_pil(decode_codes(painter, coded.codes, args.batch, args.seed))
     labels = [Path(name).name for name in coded.names]
     say(write_pictures(pictures, labels, target, args.scale))
     return 0
 
 
-def decode_codes(tokenizer: VisualTokenizer, codes: Codes, batch: int) -> Tensor:
+def decode_codes(painter: VisualTokenizer | Detokenizer, codes: Codes, batch: int, seed: int = 0) -> Tensor:
     """Pixels of codes, ``[M, 3, H, W]`` float32 in [-1, 1] on the CPU.
 
     Args:
-        tokenizer: the one that made the codes, on any device.
+        painter: the tokenizer that made the codes, or a decoder of its codes, on any device.
         codes: of M >= 1 pictures.
         batch: pictures decoded together.
+        seed: of what is drawn; every picture has a seed of its own, whatever the batch.
     """
     import torch
 
-    images: list[Tensor] = []
+    images, generator = list[Tensor](), torch.Generator().manual_seed(seed)
     with torch.inference_mode(), Bar("decoding", len(codes)) as bar:
         for start in range(0, len(codes), batch):
-            part = codes[start : start + batch].to(tokenizer.device)
-            images.append(tokenizer.decode(part).float().cpu())
+            part = codes[start : start + batch].to(painter.device)
+            images.append(painter.decode(part, generator).float().cpu())
             bar.update(min(start + batch, len(codes)), len(codes))
     return torch.cat(images)

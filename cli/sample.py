@@ -9,7 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_model, add_scale, number
+from .arguments import add_decoder, add_model, add_scale, number
 from .errors import UsageError
 from .models import load_pictures, model_folder
 from .outputs import Target, file_target, picture_target, say, write_pictures
@@ -92,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures drawn together (default: 1); more is faster, but single levels of a pixel may then depend on "
         "the other prompts",
     )
+    add_decoder(parser, "the model's own")
     add_scale(parser)
     add_model(parser)
 
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     given = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
     order = None if args.order is None else read_order(args.order)
     _check_settings({name: value for name, value in given.items() if name != "steps"})
-    pipeline = load_pictures(folder, args.device)
+    pipeline = _decoding(load_pictures(folder, args.device), args.decoder)
     sampling = _sampling(pipeline, given)
     jobs = [(prompt, args.seed + offset) for prompt in prompts for offset in range(args.count)]
     _check_use(pipeline, order, passes, len(jobs) * getattr(sampling, "candidates", 1))
@@ -238,6 +239,17 @@ def _sampling(pipeline: PicturePipeline, given: dict[str, Any]) -> Any:
         raise UsageError(f"{_flag(foreign[0])} is not for this model, which takes {flags}; leave it out")
     also = {"temperatures": None} if "temperature" in given and "temperatures" in known else {}
     return replace(own, **given, **also)
+
+
+def _decoding(pipeline: PicturePipeline, decoder: str | None) -> PicturePipeline:
+    """A pipeline with what ``--decoder`` names."""
+    from ..generation.coded import PIXELS, CodePipeline
+
+    if decoder is None:
+        return pipeline
+    if not isinstance(pipeline, CodePipeline):
+        raise UsageError(f"--decoder turns codes into pixels, got a {type(pipeline).__name__} without; leave it out")
+    return pipeline.with_decoder(None if decoder == PIXELS else decoder)
 
 
 def _check_use(pipeline: PicturePipeline, order: Order | None, passes: Target | None, pictures: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 CropMode = Literal["center", "random", "adm"]
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
@@ -180,3 +181,10 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     """Pictures ``[..., 3, H, W]`` in ``[-1, 1]`` as a flat list of RGB images, by `to_uint8` and with its errors."""
     levels = to_uint8(images).flatten(0, -4) if images.ndim > 3 else to_uint8(images)[None]
     return [Image.fromarray(level.permute(1, 2, 0).cpu().numpy()) for level in levels]
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """``[B, 3, H, W]`` pictures at another (height, width), bicubic and antialiased; they themselves at their own."""
+    if tuple(images.shape[2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True)

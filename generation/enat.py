@@ -18,8 +18,9 @@ from ..lm.conditions import Wanted
 from ..lm.enat import ENAT, Pass, rows_at
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import PADDING, Codes
+from .coded import CodePipeline
+from .detokenizers import Detokenizer
 from .filters import draw
-from .pictures import PicturePipeline
 
 #: The lowest temperature that codes are drawn with, that of the last step.
 _COLDEST = 1e-3
@@ -128,26 +129,26 @@ def write_masked(
     return Codes.full(canvas.ids, model.spec)
 
 
-class ENATPipeline(PicturePipeline):
+class ENATPipeline(CodePipeline):
     """Draws pictures for sentences or classes.
 
     Args:
         tokenizer: codes to images.
         model: the network trained on its codes.
+        decoder: draws pictures of the codes in place of the tokenizer's pixel decoder; none by default.
 
     Raises:
-        ValueError: a network trained with another tokenizer.
+        ValueError: a network or a decoder trained with another tokenizer.
     """
 
     parts: ClassVar[Mapping[str, type[Any]]] = {"tokenizer": VisualTokenizer, "model": ENAT}
     holds = "a model of masked generation"
 
-    def __init__(self, tokenizer: VisualTokenizer, model: ENAT) -> None:
+    def __init__(self, tokenizer: VisualTokenizer, model: ENAT, decoder: Detokenizer | None = None) -> None:
         super().__init__()
         model.check_tokenizer(tokenizer)
-        self.tokenizer: VisualTokenizer
         self.model: ENAT
-        self.register_modules(tokenizer=tokenizer.eval(), model=model.eval())
+        self.hold(tokenizer, model, decoder)
 
     @property
     def sampling(self) -> MaskedSampling:
@@ -159,16 +160,11 @@ class ENATPipeline(PicturePipeline):
     ) -> Tensor:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
         wanted = [self.model.conditions.wanted(prompt) for prompt in prompts]
-        return self.tokenizer.decode(write_masked(self.model, wanted, generators, sampling))
+        return self.pixels(write_masked(self.model, wanted, generators, sampling), generators)
 
     def check_prompt(self, prompt: str) -> None:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
         self.model.conditions.wanted(prompt)
-
-    def rebuild(self, images: Tensor) -> Tensor:
-        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
-        tokenizer = self.tokenizer
-        return tokenizer.decode(tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype)))
 
 
 class _Canvas:

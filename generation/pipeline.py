@@ -16,33 +16,34 @@ from ..lm.sequences import Rows
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import PADDING, Codes
 from . import interleaved
+from .coded import CodePipeline
+from .detokenizers import Detokenizer
 from .orders import Order
-from .pictures import PicturePipeline
 from .sampler import Condition, Progress, Watch, plan_of, sample_codes
 from .sampling import Sampling, model_sampling
 from .text import ANSWER, GREEDY, Normalize, TextSampling, choose, write_text
 
 
-class TextToImagePipeline(PicturePipeline):
+class TextToImagePipeline(CodePipeline):
     """Writes pictures for prompts, and captions and answers for pictures.
 
     Args:
         tokenizer: images to codes and back.
         lm: the language model trained on its codes.
+        decoder: draws pictures of the codes in place of the tokenizer's pixel decoder; none by default.
 
     Raises:
-        ValueError: a language model trained with another tokenizer.
+        ValueError: a language model or a decoder trained with another tokenizer.
     """
 
     parts: ClassVar[Mapping[str, type[Any]]] = {"tokenizer": VisualTokenizer, "lm": SharedLM}
     holds = "a text-to-image model"
 
-    def __init__(self, tokenizer: VisualTokenizer, lm: SharedLM) -> None:
+    def __init__(self, tokenizer: VisualTokenizer, lm: SharedLM, decoder: Detokenizer | None = None) -> None:
         super().__init__()
         lm.check_tokenizer(tokenizer)
-        self.tokenizer: VisualTokenizer
         self.lm: SharedLM
-        self.register_modules(tokenizer=tokenizer.eval(), lm=lm.eval())
+        self.hold(tokenizer, lm, decoder)
 
     @torch.inference_mode()
     def __call__(
@@ -113,7 +114,7 @@ class TextToImagePipeline(PicturePipeline):
         """
         conditions = [self.condition(text) for text in prompts]
         codes = sample_codes(self.lm, conditions, generators, sampling, order=order, progress=progress)
-        return self.tokenizer.decode(codes)
+        return self.pixels(codes, generators)
 
     @torch.inference_mode()
     def preview(self, progress: Progress) -> Tensor:
@@ -127,7 +128,7 @@ class TextToImagePipeline(PicturePipeline):
             behind = missing.all(-1)
             behind[:, 0] = False
             ids = ids.masked_fill(behind[..., None], PADDING)
-        return self.tokenizer.decode(Codes.full(ids, spec)).float().cpu()
+        return self.pixels(Codes.full(ids, spec)).float().cpu()
 
     @torch.inference_mode()
     def write(
@@ -171,15 +172,12 @@ class TextToImagePipeline(PicturePipeline):
             generator=generator,
             progress=progress,
         )
-        return [part if isinstance(part, str) else self.tokenizer.decode(part)[0].float().cpu() for part in found]
+        draws = [torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator]
+        return [part if isinstance(part, str) else self.pixels(part, draws)[0].float().cpu() for part in found]
 
     def check_prompt(self, prompt: str) -> None:
         """See :class:`~smalti.generation.pictures.PicturePipeline`."""
         self.condition(prompt)
-
-    def rebuild(self, images: Tensor) -> Tensor:
-        """See :class:`~smalti.generation.pictures.PicturePipeline`."""
-        return self.tokenizer.decode(self.encode(images))
 
     @property
     def sampling(self) -> Sampling:
@@ -256,10 +254,6 @@ class TextToImagePipeline(PicturePipeline):
         """As :meth:`choose`, about images that are coded already: ``[B, N, D]`` int64."""
         chosen = choose(self.lm, self._asked(ids, questions), choices, normalize)
         return [texts[index] for texts, index in zip(choices, chosen, strict=True)]
-
-    def encode(self, images: Tensor) -> Codes:
-        """Codes of images, on the tokenizer's device and in its precision."""
-        return self.tokenizer.encode(images.to(self.tokenizer.device, self.tokenizer.dtype))
 
     def _asked(self, ids: Tensor, questions: Sequence[str]) -> list[Rows]:
         if len(ids) != len(questions):
