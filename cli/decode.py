@@ -74,7 +74,8 @@ def decode_codes(painter: VisualTokenizer | Detokenizer, codes: Codes, batch: in
     """
     import torch
 
-    images, generator = list[Tensor](), torch.Generator().manual_seed(seed)
+    images: list[Tensor] = []
+    generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(), Bar("decoding", len(codes)) as bar:
         for start in range(0, len(codes), batch):
             part = codes[start : start + batch].to(painter.device)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class CodePipeline(PicturePipeline):
     A subclass takes the tokenizer first, its model second and the decoder, or None, third, and names the first two in
     ``parts``. The decoder is saved in the folder ``decoder``, its scheduler and other parts in folders of that.
     """
+
+    _optional_components: ClassVar[list[str]] = ["decoder"]
 
     tokenizer: VisualTokenizer
     decoder: Detokenizer | None  #: None where the tokenizer's own pixel decoder is used

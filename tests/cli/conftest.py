@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, PixArtTransformer2DModel
 
 from smalti.cli.main import main
+from smalti.generation.diffusion import DecoderSampling, DiffusionDecoder
 from smalti.generation.enat import ENATPipeline
 from smalti.generation.latents import TokenizerLatents
 from smalti.generation.orders import Masked, order_parts
@@ -64,6 +66,21 @@ def other_tokenizer(tmp_path_factory) -> Path:
     """A tokenizer of the same shape with other weights."""
     folder = tmp_path_factory.mktemp("models") / "other"
     tiny_tokenizer(1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory) -> Path:
+    """A decoder that draws from the codes of the tiny tokenizer."""
+    folder = tmp_path_factory.mktemp("decoders") / "tiny"
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "cross_attention_dim": 16}
+    shape = {"in_channels": 3, "out_channels": 3, "sample_size": 16, "patch_size": 4, "norm_num_groups": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        denoiser = PixArtTransformer2DModel(**sizes, **shape)
+        sampling = DecoderSampling(2)
+        made = DiffusionDecoder.build(tiny_tokenizer(0), denoiser, FlowMatchEulerDiscreteScheduler(), sampling=sampling)
+    made.save_pretrained(folder)
     return folder
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from smalti.data.transforms import Crop, to_pil, to_tensor
+from smalti.generation.detokenizers import load_decoder
 from smalti.tokenizers.files import CodesFile
 
 
@@ -105,6 +106,32 @@ def test_decoding_gives_the_tokenizers_pictures(model, pipeline, folder, tmp_pat
         assert np.abs(found - np.asarray(picture)).max() <= 1
     answers("decode", codes, "--tokenizer", model, "--out", tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").width > 3 * 128
+
+
+def test_a_decoder_draws_from_the_codes(model, pipeline, decoder, folder, tmp_path, answers):
+    codes = tmp_path / "codes.safetensors"
+    answers("encode", folder, "--tokenizer", model, "--out", codes)
+    drawing = ("decode", codes, "--tokenizer", model, "--decoder", decoder)
+    answers(*drawing, "--out", f"{tmp_path}/three/", "--batch", 3)
+    answers(*drawing, "--out", f"{tmp_path}/other/", "--seed", 1)
+    coded, painter = CodesFile.open(codes).codes, load_decoder(decoder, pipeline.tokenizer)
+    expected = to_pil(painter.decode(coded, torch.Generator().manual_seed(0)))
+    for index, picture in enumerate(expected, 1):
+        found = np.asarray(Image.open(tmp_path / "three" / f"000{index}.png")).astype(int)
+        assert np.abs(found - np.asarray(picture)).max() <= 1
+    assert (tmp_path / "three" / "0001.png").read_bytes() != (tmp_path / "other" / "0001.png").read_bytes()
+
+
+def test_a_decoder_of_another_tokenizer_is_refused(model, decoder, other_tokenizer, folder, tmp_path, answers, fails):
+    codes = tmp_path / "codes.safetensors"
+    answers("encode", folder / "1.png", "--tokenizer", other_tokenizer, "--out", codes)
+    line = fails("decode", codes, "--tokenizer", other_tokenizer, "--decoder", decoder, "--out", tmp_path / "out.png")
+    assert "this decoder was trained for the codes of tokenizer" in line
+    lost = ("--decoder", tmp_path / "lost", "--out", tmp_path / "out.png")
+    assert "lost should hold a decoder but lacks decoder.json" in fails(
+        "decode", codes, "--tokenizer", other_tokenizer, *lost
+    )
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_codes_of_another_tokenizer_are_refused(model, pipeline, other_tokenizer, folder, tmp_path, answers, fails):

@@ -277,3 +277,21 @@ def test_a_full_disk_leaves_what_was_there(model, tmp_path, fails, full_disk, ou
 def test_a_full_disk_leaves_no_new_folder(model, tmp_path, fails, full_disk):
     fails("sample", RED, BLUE, "--model", model, "--out", f"{tmp_path}/new/")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_decoder_draws_the_same_codes(model, pipeline, decoder, tmp_path, answers):
+    """Whichever folder the pipeline came from: its pictures are those of the pipeline with that decoder."""
+    answers("sample", RED, "--model", model, "--decoder", decoder, "--out", tmp_path / "drawn.png")
+    expected = pipeline.with_decoder(decoder)(RED, 0, progress=False)[0]
+    assert np.array_equal(pixels(tmp_path / "drawn.png"), np.asarray(expected))
+    pipeline.with_decoder(decoder).save_pretrained(tmp_path / "model")
+    answers("sample", RED, "--model", tmp_path / "model", "--out", tmp_path / "own.png")
+    answers("sample", RED, "--model", tmp_path / "model", "--decoder", "pixels", "--out", tmp_path / "pixels.png")
+    answers("sample", RED, "--model", model, "--out", tmp_path / "plain.png")
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "drawn.png").read_bytes()
+    assert (tmp_path / "pixels.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
+
+
+def test_models_without_codes_take_no_decoder(others, decoder, tmp_path, fails):
+    line = fails("sample", RED, "--model", others["xar"], "--decoder", decoder, "--out", tmp_path / "out.png")
+    assert "--decoder turns codes into pixels, got a XARPipeline without; leave it out" in line
