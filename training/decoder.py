@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +16,7 @@ from ..data.transforms import resized
 from ..eval.images.metrics import psnr
 from ..generation.diffusion import SAMPLING, DecoderSampling, Denoiser, DiffusionDecoder
 from ..generation.latents import LatentSpace
-from ..generation.objectives import Scheduler, Times, draw_times, noised
+from ..generation.objectives import Times, draw_times, noised
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
 from .base import TrainingModule
@@ -62,7 +63,7 @@ class DecoderTraining(TrainingModule):
         self,
         tokenizer: str,
         denoiser: Denoiser,
-        scheduler: Scheduler,
+        scheduler: SchedulerMixin,
         space: LatentSpace | None = None,
         *,
         layers: int = 1,
