@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .perceptual import Perceptual
+
+AdversarialKind = Literal["hinge", "non-saturating", "leaky-hinge"]
 
 
 class PixelLoss(nn.Module):
@@ -60,36 +66,114 @@ class PixelLoss(nn.Module):
         return (F.l1_loss if name == "l1" else F.mse_loss)(reconstruction, images)
 
 
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of a discriminator, ``(mean(relu(1 - real)) + mean(relu(1 + fake))) / 2`` (arXiv 1705.02894).
+def discriminator_loss(kind: AdversarialKind, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Loss of a discriminator: half of what it pays for both sides, mean over heads.
+
+    ``hinge`` is ``(mean(relu(1 - real)) + mean(relu(1 + fake))) / 2`` (arXiv 1705.02894), ``non-saturating`` is
+    ``(mean(softplus(-real)) + mean(softplus(fake))) / 2``, the cross-entropy of real and fake (arXiv 1406.2661).
+    ``leaky-hinge`` is the hinge of DualToken's release (arXiv 2503.14324, whose paper names a plain one): a margin that
+    is met still counts, by a hundredth, so that it has no lower bound. Papers write sums; the half is the habit of
+    VQGAN and its heirs, kept for all. Logits of 0 cost 1, log 2 and 1.
 
     Args:
-        real: logits of images, any shape.
-        fake: logits of detached reconstructions, any shape.
-
-    Returns:
-        A float32 scalar >= 0.
-    """
-    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
-
-
-def leaky_hinge_discriminator(real: Tensor, fake: Tensor, slope: float = 0.01) -> Tensor:
-    """The hinge of the DualToken release (arXiv 2503.14324): margins that are met still count, ``slope`` times.
-
-    The paper names a plain hinge, :func:`hinge_discriminator`. This one has no lower bound.
-
-    Args:
-        real: logits of images, any shape.
-        fake: logits of detached reconstructions, any shape.
-        slope: weight of margins that are met.
+        kind: which of them.
+        real: logits of images, one tensor of any shape per head.
+        fake: logits of detached reconstructions, as many.
 
     Returns:
         A float32 scalar.
+
+    Raises:
+        ValueError: another kind, no heads, or unequally many.
     """
-    margins = F.leaky_relu(1 - real.float(), slope).mean() + F.leaky_relu(1 + fake.float(), slope).mean()
-    return 0.5 * margins
+    cost = _cost(kind)
+    sides = [(cost(ours.float()).mean() + cost(-theirs.float()).mean()) / 2 for ours, theirs in _heads(real, fake)]
+    return torch.stack(sides).mean()
 
 
-def hinge_generator(fake: Tensor) -> Tensor:
-    """Adversarial loss of a decoder, ``-mean(fake)``, a float32 scalar from logits of any shape (arXiv 1705.02894)."""
-    return -torch.mean(fake.float())
+def generator_loss(kind: AdversarialKind, fake: Sequence[Tensor]) -> Tensor:
+    """Adversarial loss of a decoder, mean over heads: ``-mean(fake)`` beside a hinge, else ``mean(softplus(-fake))``.
+
+    Args:
+        kind: that of the discriminator's loss.
+        fake: logits of reconstructions, one tensor of any shape per head.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ValueError: another kind, or no heads.
+    """
+    cost = _cost(kind)
+    climb = cost if kind == "non-saturating" else torch.neg
+    return torch.stack([climb(theirs.float()).mean() for theirs, _ in _heads(fake, fake)]).mean()
+
+
+def lecam(real: Sequence[Tensor], fake: Sequence[Tensor], anchor_real: Tensor, anchor_fake: Tensor) -> Tensor:
+    """``mean(relu(real - anchor_fake)^2) + mean(relu(anchor_real - fake)^2)``, mean over heads (arXiv 2104.03310).
+
+    It holds the logits of each side near the average of the other's, which keeps a discriminator of few images from
+    growing sure of itself.
+
+    Args:
+        real: logits of images, one tensor of any shape per head.
+        fake: logits of detached reconstructions, as many.
+        anchor_real: scalar, a moving average of the mean of ``real`` over steps.
+        anchor_fake: scalar, that of ``fake``.
+
+    Returns:
+        A float32 scalar >= 0, not weighted.
+
+    Raises:
+        ValueError: no heads, or unequally many.
+    """
+    sides = [
+        F.relu(ours.float() - anchor_fake).square().mean() + F.relu(anchor_real - theirs.float()).square().mean()
+        for ours, theirs in _heads(real, fake)
+    ]
+    return torch.stack(sides).mean()
+
+
+def gradient_penalty(discriminator: Callable[[Tensor], Sequence[Tensor]], images: Tensor) -> Tensor:
+    """R1: the squared slope of the discriminator at real images, ``mean_b |d sum(logits_b) / d images_b|^2``.
+
+    The paper (arXiv 1801.04406) weights it by half of its gamma, and has one logit per image. Where there are more, of
+    patches or heads, they are summed, and the penalty grows with their number. It is taken outside autocast, and
+    attention runs in plain kernels, the only ones that can be differentiated twice.
+
+    Args:
+        discriminator: gives all logits of a batch; their gradients reach its parameters.
+        images: ``[B, 3, H, W]`` real images in [-1, 1], of the dtype of its weights.
+
+    Returns:
+        A float32 scalar >= 0, not weighted.
+    """
+    images = images.detach().requires_grad_()
+    with torch.autocast(images.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        total = torch.stack([logits.float().sum() for logits in discriminator(images)]).sum()
+        (slopes,) = torch.autograd.grad(total, images, create_graph=True)
+    return slopes.float().flatten(1).square().sum(1).mean()
+
+
+def _cost(kind: AdversarialKind) -> Callable[[Tensor], Tensor]:
+    """What a logit that should be high costs."""
+    if kind not in _COSTS:
+        raise ValueError(f"an adversarial loss is one of {', '.join(_COSTS)}, got {kind!r}; use one of those")
+    return _COSTS[kind]
+
+
+def _heads(real: Sequence[Tensor], fake: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The logits of each head, those of images and of reconstructions."""
+    if not real or len(real) != len(fake):
+        raise ValueError(
+            f"adversarial losses need logits of the same heads, one or more, got {len(real)} and {len(fake)}; pass all "
+            "that a discriminator returns"
+        )
+    return list(zip(real, fake, strict=True))
+
+
+_COSTS: Mapping[AdversarialKind, Callable[[Tensor], Tensor]] = {
+    "hinge": lambda logits: F.relu(1 - logits),
+    "non-saturating": lambda logits: F.softplus(-logits),
+    "leaky-hinge": lambda logits: F.leaky_relu(1 - logits, 0.01),
+}

@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
+from .held import Held, keeping_dtype
+
 
 class Perceptual(nn.Module):
     """Base of perceptual distances.
 
-    The network is held outside the module tree: it follows moves between devices, but ``parameters()``,
-    ``state_dict()``, ``train()`` and casts do not see it. A module that owns a perceptual distance therefore never
-    trains it, never writes it into a checkpoint, and loads its checkpoints strictly.
+    The network is held outside the module tree, see :class:`~smalti.tokenizers.held.Held`: a module that owns a
+    perceptual distance never trains it, never writes it into a checkpoint, and loads its checkpoints strictly.
 
     Args:
         network: what :meth:`features` runs; frozen and put in eval mode in place.
@@ -31,20 +32,15 @@ class Perceptual(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._held = (network.float().eval().requires_grad_(requires_grad=False),)
+        self._held = Held(network)
 
     @property
     def network(self) -> Any:
         """The frozen network."""
-        return self._held[0]
+        return self._held.network
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def move(tensor: Tensor) -> Tensor:
-            after = fn(tensor)
-            return after if after.dtype == tensor.dtype else tensor.to(after.device)
-
-        self.network._apply(move)
-        return super()._apply(move, recurse)
+        return super()._apply(keeping_dtype(fn), recurse)
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:

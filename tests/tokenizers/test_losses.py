@@ -1,7 +1,9 @@
+from math import exp, log, log1p
+
 import pytest
 import torch
 
-from smalti.tokenizers.losses import PixelLoss, hinge_discriminator, hinge_generator, leaky_hinge_discriminator
+from smalti.tokenizers.losses import PixelLoss, discriminator_loss, generator_loss, gradient_penalty, lecam
 from smalti.tokenizers.perceptual import Perceptual
 
 
@@ -63,28 +65,139 @@ def test_shapes_must_agree():
         PixelLoss()(torch.zeros(2, 3, 8, 8), IMAGES)
 
 
-REAL, FAKE = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
+#: Logits of two heads: three and two images; written out below.
+REAL = [torch.tensor([2.0, 0.5, -1.0]), torch.tensor([0.0, 3.0])]
+FAKE = [torch.tensor([-2.0, 0.0, 1.0]), torch.tensor([-0.5, 1.0])]
 
 
 def test_hinges_by_hand():
-    assert hinge_discriminator(REAL, FAKE).item() == pytest.approx(0.5 * (2.5 / 3 + 3 / 3))
-    assert leaky_hinge_discriminator(REAL, FAKE).item() == pytest.approx(0.5 * (2.49 / 3 + 2.99 / 3))
-    assert leaky_hinge_discriminator(REAL, FAKE, slope=0.0) == hinge_discriminator(REAL, FAKE)
-    assert hinge_generator(FAKE).item() == pytest.approx(1 / 3)
+    # relu(1 - real): 0, 0.5, 2 and 1, 0; relu(1 + fake): 0, 1, 2 and 0.5, 2.
+    first, second = (2.5 / 3 + 3 / 3) / 2, (1 / 2 + 2.5 / 2) / 2
+    assert discriminator_loss("hinge", REAL[:1], FAKE[:1]).item() == pytest.approx(first)
+    assert discriminator_loss("hinge", REAL, FAKE).item() == pytest.approx((first + second) / 2)
+    assert generator_loss("hinge", FAKE[:1]).item() == pytest.approx(1 / 3)
+    assert generator_loss("hinge", FAKE).item() == pytest.approx((1 / 3 - 0.25) / 2)
+
+
+def test_the_released_hinge_by_hand():
+    # Margins are -1, 0.5, 2 and -2, 1, 2; what is negative counts a hundredth.
+    real, fake = [torch.tensor([2.0, 0.5, -1.0])], [torch.tensor([-3.0, 0.0, 1.0])]
+    expected = ((-0.01 + 0.5 + 2) / 3 + (-0.02 + 1 + 2) / 3) / 2
+    assert discriminator_loss("leaky-hinge", real, fake).item() == pytest.approx(expected)
+    assert generator_loss("leaky-hinge", fake).item() == pytest.approx(2 / 3)
+    met = torch.full((4,), 9.0)
+    assert discriminator_loss("leaky-hinge", [met], [-met]).item() == pytest.approx(-0.08)  # no lower bound
+
+
+def test_non_saturating_by_hand():
+    # log(1 + exp(-real)) + log(1 + exp(fake)), per head.
+    real = [(log1p(exp(-2)) + log1p(exp(-0.5)) + log1p(exp(1))) / 3, (log(2) + log1p(exp(-3))) / 2]
+    fake = [(log1p(exp(-2)) + log(2) + log1p(exp(1))) / 3, (log1p(exp(-0.5)) + log1p(exp(1))) / 2]
+    first, second = ((one + other) / 2 for one, other in zip(real, fake, strict=True))
+    assert discriminator_loss("non-saturating", REAL[:1], FAKE[:1]).item() == pytest.approx(first)
+    assert discriminator_loss("non-saturating", REAL, FAKE).item() == pytest.approx((first + second) / 2)
+    climbed = [(log1p(exp(2)) + log(2) + log1p(exp(-1))) / 3, (log1p(exp(0.5)) + log1p(exp(-1))) / 2]
+    assert generator_loss("non-saturating", FAKE).item() == pytest.approx(sum(climbed) / 2)
+
+
+@pytest.mark.parametrize(("kind", "cost", "climb"), [("hinge", 1.0, 0.0), ("non-saturating", log(2), log(2))])
+def test_undecided_logits(kind, cost, climb):
+    logits = [torch.zeros(4, 1, 3, 3)]
+    assert discriminator_loss(kind, logits, logits).item() == pytest.approx(cost)
+    assert generator_loss(kind, logits).item() == pytest.approx(climb)
 
 
 def test_hinge_lets_met_margins_go():
     real, fake = (torch.full((4,), value, requires_grad=True) for value in (2.0, -2.0))
-    hinge_discriminator(real, fake).backward()
+    discriminator_loss("hinge", [real], [fake]).backward()
     assert not real.grad.any()
     assert not fake.grad.any()
-    leaky_hinge_discriminator(real, fake).backward()
-    torch.testing.assert_close(real.grad, torch.full((4,), -0.01 / 8))
 
 
-def test_generator_climbs():
+@pytest.mark.parametrize(("kind", "slope"), [("hinge", -0.25), ("non-saturating", -0.125)])
+def test_generator_climbs(kind, slope):
     fake = torch.zeros(4, dtype=torch.bfloat16, requires_grad=True)
-    loss = hinge_generator(fake)
+    loss = generator_loss(kind, [fake])
     loss.backward()
     assert loss.dtype == torch.float32
-    assert fake.grad.tolist() == [-0.25] * 4
+    assert fake.grad.tolist() == [slope] * 4
+
+
+@pytest.mark.parametrize("kind", ["hinge", "non-saturating"])
+def test_adversarial_losses_are_summed_in_float32(kind):
+    """Logits that bfloat16 can hold and whose mean it cannot."""
+    real, fake = torch.full((300,), -1.0), torch.full((300,), 1.0)
+    real[0], fake[0] = -2.0, 2.0
+    exact = discriminator_loss(kind, [real], [fake])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = discriminator_loss(kind, [real.bfloat16()], [fake.bfloat16()])
+    assert torch.equal(rounded, exact)
+    anchors = torch.zeros(2)
+    assert torch.equal(lecam([real.bfloat16()], [fake.bfloat16()], *anchors), lecam([real], [fake], *anchors))
+
+
+def test_far_logits_cost_what_they_are_off():
+    far = [torch.tensor([-1e4], requires_grad=True)]
+    loss = discriminator_loss("non-saturating", far, [torch.tensor([1e4])])
+    loss.backward()
+    assert loss.item() == pytest.approx(1e4)
+    assert far[0].grad.tolist() == [-0.5]
+
+
+def test_lecam_by_hand():
+    # relu(real - (-0.5)): 2.5, 1, 0 and 0.5, 3.5; relu(0.25 - fake): 2.25, 0.25, 0 and 0.75, 0.
+    first = (6.25 + 1) / 3 + (5.0625 + 0.0625) / 3
+    second = (0.25 + 12.25) / 2 + 0.5625 / 2
+    anchors = torch.tensor(0.25), torch.tensor(-0.5)
+    assert lecam(REAL[:1], FAKE[:1], *anchors).item() == pytest.approx(first)
+    assert lecam(REAL, FAKE, *anchors).item() == pytest.approx((first + second) / 2)
+
+
+def test_lecam_pulls_the_sides_together():
+    real, fake = torch.tensor([3.0], requires_grad=True), torch.tensor([-3.0], requires_grad=True)
+    lecam([real], [fake], torch.tensor(1.0), torch.tensor(-1.0)).backward()
+    assert (real.grad.item(), fake.grad.item()) == (8.0, -8.0)
+
+
+def test_penalty_by_hand():
+    """Heads 2 x_0 and x_0 x_1 of images (x_0, x_1, x_2): the slope is (2 + x_1, x_0, 0)."""
+    images = torch.tensor([[1.0, 2.0, 9.0], [3.0, -1.0, 9.0]]).view(2, 3, 1, 1)
+    scale = torch.tensor(1.0, requires_grad=True)
+    penalty = gradient_penalty(lambda x: [scale * 2 * x[:, 0], (scale * x[:, 0] * x[:, 1])[..., 0]], images)
+    assert penalty.item() == ((16 + 1) + (1 + 9)) / 2
+    penalty.backward()
+    assert scale.grad.item() == (16 + 1) + (1 + 9)
+    assert images.grad is None
+
+
+def test_penalty_sums_the_logits_of_an_image():
+    images = torch.rand(2, 3, 2, 2)
+    assert gradient_penalty(lambda x: [x], images).item() == 12
+    assert gradient_penalty(lambda x: [x, x], images).item() == 4 * 12
+
+
+def test_penalty_is_taken_outside_autocast():
+    images, layer = torch.rand(2, 3, 5, 5), torch.nn.Conv2d(3, 4, 3)
+    exact = gradient_penalty(lambda x: [layer(x)], images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gradient_penalty(lambda x: [layer(x)], images), exact)
+
+
+@pytest.mark.parametrize("loss", [lambda: discriminator_loss("wgan", REAL, FAKE), lambda: generator_loss("wgan", FAKE)])
+def test_other_adversarial_losses(loss):
+    with pytest.raises(ValueError, match=r"an adversarial loss is one of hinge, non-saturating, leaky-hinge, got 'wgan'; use one"):
+        loss()
+
+
+@pytest.mark.parametrize(
+    ("loss", "counts"),
+    [
+        (lambda: discriminator_loss("hinge", REAL, FAKE[:1]), "2 and 1"),
+        (lambda: lecam(REAL[:1], FAKE, torch.zeros(()), torch.zeros(())), "1 and 2"),
+        (lambda: discriminator_loss("non-saturating", [], []), "0 and 0"),
+        (lambda: generator_loss("hinge", []), "0 and 0"),
+    ],
+)
+def test_heads_must_pair_up(loss, counts):
+    with pytest.raises(ValueError, match=rf"need logits of the same heads, one or more, got {counts}; pass all"):
+        loss()
