@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from ..tokenizers.attention import PreNormBlock
+from .loading import LocalModel
 
 
-class CodeCondition(ModelMixin, ConfigMixin):
+class CodeCondition(LocalModel):
     """Vectors of codes to the width of a denoiser's cross-attention.
 
     A linear layer, learned places (of dynamic codes: in kept order), a few transformer blocks among the codes, a norm.

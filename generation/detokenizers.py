@@ -108,9 +108,16 @@ class Detokenizer(ModelMixin, ConfigMixin):
                 "this one"
             )
 
+    def schedulers(self) -> Sequence[Any]:
+        """Schedulers of diffusers among its parts, whose settings decide the pictures too; none by default."""
+        return []
+
     def fingerprint(self) -> str:
-        """Sixteen hex digits of weights, numbers and tokenizer: equal exactly when the same codes draw the same."""
+        """Sixteen hex digits of weights, settings and tokenizer: equal exactly when the same codes draw the same."""
         told = [type(self).__name__, self.numbers(), self.tokenizer_fingerprint]
+        for scheduler in self.schedulers():
+            settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+            told += [type(scheduler).__name__, settings]
         digest = sha256(json.dumps(told, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())

@@ -25,6 +25,7 @@ from ..tokenizers.codes import PADDING, Codes
 from .conditioning import CodeCondition
 from .detokenizers import Detokenizer, Generators, each, normal
 from .latents import LatentSpace
+from .loading import load_model
 from .objectives import Scheduler, check_scheduler, prediction_of
 
 #: A network of diffusers that attends to something: convolutions, or a transformer (DiT with cross-attention).
@@ -239,6 +240,10 @@ class DiffusionDecoder(Detokenizer):
             "embedding": self.condition.dim,
         }
 
+    def schedulers(self) -> list[Scheduler]:
+        """See :meth:`~smalti.generation.detokenizers.Detokenizer.schedulers`."""
+        return [self.scheduler]
+
     @classmethod
     def read(cls, folder: Path, numbers: dict[str, Any], tokenizer: VisualTokenizer, expected: str) -> Self:
         """See :meth:`~smalti.generation.detokenizers.Detokenizer.read`."""
@@ -246,7 +251,7 @@ class DiffusionDecoder(Detokenizer):
         if kind is None:
             raise TypeError(f"unknown denoiser {numbers['denoiser']!r}")
         space = LatentSpace.from_pretrained(folder / "latents") if numbers["latents"] else None
-        denoiser, condition = _load(kind, folder / "denoiser"), _load(CodeCondition, folder / "condition")
+        denoiser, condition = load_model(kind, folder / "denoiser"), CodeCondition.from_pretrained(folder / "condition")
         scheduler = load_scheduler(folder / "scheduler")
         return cls(tokenizer, denoiser, condition, scheduler, space, sampling, numbers["prediction"], expected)
 
@@ -285,21 +290,6 @@ def load_scheduler(folder: Path) -> Scheduler:
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} does not describe a scheduler of diffusers ({error}); save it again") from error
     return kind.from_pretrained(folder)
-
-
-def _load(kind: Any, folder: Path) -> Any:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"a {kind.__name__} was expected in {folder}, which has no config.json; save it again")
-    options = {"local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-    try:
-        model, report = kind.from_pretrained(folder, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"{folder} does not hold a readable {kind.__name__} ({told}); save it again") from error
-    differing = {name: keys for name, keys in report.items() if keys}
-    if differing:
-        raise ValueError(f"weights in {folder} must match its configuration key by key, got {differing}")
-    return model
 
 
 def _options(scheduler: Scheduler, generators: list[torch.Generator] | None) -> dict[str, Any]:

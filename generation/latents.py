@@ -23,6 +23,7 @@ from ..data.files import atomic_file, atomic_folder
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
 from ..tokenizers.vq import VQTokenizer
+from .loading import load_model
 
 #: The file that says what a space is, beside the folder ``model``.
 ABOUT = "latents.json"
@@ -196,7 +197,7 @@ class AutoencoderLatents(LatentSpace):
     @classmethod
     def read(cls, folder: Path, numbers: dict[str, Any]) -> Self:
         """See :meth:`LatentSpace.read`."""
-        return cls(_autoencoder(folder), **numbers)
+        return cls(load_model(AutoencoderKL, folder), **numbers)
 
 
 class TokenizerLatents(LatentSpace):
@@ -329,7 +330,7 @@ def autoencoder_latents(folder: str, image_size: int = 256, scale: float = 0.232
         FileNotFoundError: no such folder, or one without an autoencoder.
         ValueError: damaged files.
     """
-    return AutoencoderLatents(_autoencoder(Path(folder)), image_size, scale)
+    return AutoencoderLatents(load_model(AutoencoderKL, Path(folder)), image_size, scale)
 
 
 def tokenizer_latents(folder: str) -> TokenizerLatents:
@@ -345,23 +346,3 @@ def tokenizer_latents(folder: str) -> TokenizerLatents:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"a tokenizer was expected in {folder}, which is no folder; train it or check the path")
     return TokenizerLatents(VisualTokenizer.from_pretrained(folder))
-
-
-def _autoencoder(folder: Path) -> AutoencoderKL:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"an AutoencoderKL was expected in {folder}, which has no config.json; check the path")
-    try:
-        kind = json.loads((folder / "config.json").read_text()).get("_class_name")
-        options: dict[str, Any] = {"local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-        loaded: Any = AutoencoderKL.from_pretrained(folder, **options) if kind == "AutoencoderKL" else None
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{folder} does not hold a readable AutoencoderKL ({' '.join(str(error).split())}); save it again"
-        ) from error
-    if loaded is None:
-        raise ValueError(f"{folder} must hold an AutoencoderKL, got a {kind}; give the folder of an autoencoder")
-    model, report = loaded
-    differing = {kind: keys for kind, keys in report.items() if keys}
-    if differing:
-        raise ValueError(f"weights in {folder} must match its configuration key by key, got {differing}")
-    return model.eval()

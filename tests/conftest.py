@@ -141,3 +141,76 @@ def shrunk(tiny: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> Callable[[
         return recipe | shared | {"compare": capped(recipe["compare"], CAPS | {"count": 60})}
 
     return read
+
+
+def pipeline_parts() -> dict[str, Any]:
+    """Parts that pipelines of Stable Diffusion share, tiny and untrained: pictures of 16x16, prompts of 77 places."""
+    from diffusers import AutoencoderKL, DDIMScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters), "re", "red</w>"]
+    numbered = {piece: number for number, piece in enumerate(pieces)}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return {
+        "tokenizer": CLIPTokenizer(vocab=numbered, merges=[("r", "e"), ("re", "d</w>")], model_max_length=77),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(vocab_size=len(pieces), **sizes, **ends)).eval(),
+        "vae": AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, **blocks).eval(),
+        "scheduler": DDIMScheduler(prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False),
+    }
+
+
+def pipeline_unet(**options: Any) -> Any:
+    """A tiny UNet that attends to 16 numbers in four places."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=(2, 4),
+        norm_num_groups=4,
+        use_linear_projection=True,
+        **options,
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained ``StableDiffusionPipeline`` in the layout of the released ones."""
+    from diffusers import StableDiffusionPipeline
+
+    folder = tmp_path_factory.mktemp("stable-diffusion") / "saved"
+    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        StableDiffusionPipeline(**pipeline_parts(), unet=pipeline_unet(), **absent).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unclip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained ``StableUnCLIPImg2ImgPipeline``, of image embeddings of width 5, as the released ones are."""
+    from diffusers import DDPMScheduler, StableUnCLIPImg2ImgPipeline
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    folder, width = tmp_path_factory.mktemp("unclip") / "saved", 5
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vision = CLIPVisionConfig(image_size=8, patch_size=4, projection_dim=width, **sizes)
+        StableUnCLIPImg2ImgPipeline(
+            **pipeline_parts(),
+            unet=pipeline_unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * width),
+            feature_extractor=CLIPImageProcessor(),
+            image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+            image_normalizer=StableUnCLIPImageNormalizer(width),
+            image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        ).save_pretrained(folder)
+    return folder

@@ -131,11 +131,11 @@ def test_folders_for_configurations(tmp_path):
     assert tokenizer_latents(str(tmp_path / "tokenizer")).channels == 3
     found = autoencoder_latents(str(tmp_path / "autoencoder"), 8, 0.5)
     assert found.fingerprint() == AutoencoderLatents(autoencoder(), 8, 0.5).fingerprint()
-    with pytest.raises(ValueError, match="must hold an AutoencoderKL, got a VQTokenizer; give the folder of an autoen"):
+    with pytest.raises(ValueError, match="must hold AutoencoderKL, got VQTokenizer; give the folder of the former"):
         autoencoder_latents(str(tmp_path / "tokenizer"))
     with pytest.raises(ValueError, match="holds a tokenizer of class 'AutoencoderKL', which no imported module"):
         tokenizer_latents(str(tmp_path / "autoencoder"))
-    with pytest.raises(FileNotFoundError, match=r"an AutoencoderKL was expected in .*absent, which has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"AutoencoderKL was expected in .*absent, which has no config.json"):
         autoencoder_latents(str(tmp_path / "absent"))
     with pytest.raises(FileNotFoundError, match=r"a tokenizer was expected in .*absent, which is no folder; train it"):
         tokenizer_latents(str(tmp_path / "absent"))
