@@ -25,8 +25,8 @@ class ViLex(LocalModel):
     """Pictures to tokens in a text encoder's embedding space (Visual Lexicon, https://arxiv.org/abs/2412.06774).
 
     Learned queries read the patches of a vision tower by one attention layer and a feed-forward layer. A query sees the
-    patches and no other query: the first k tokens are the same whatever k is. The paper does not publish sizes beyond
-    the number of tokens; there is no code.
+    patches and no other query: the first k tokens are the same whatever k is. Sizes other than the
+    number of tokens are ours.
 
     Args:
         tower: vision transformer; the hidden states behind its last layer are read.
