@@ -22,6 +22,7 @@ from torch import Tensor
 from ..data.files import atomic_file, atomic_folder
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
+from ..tokenizers.held import Shared
 
 #: The file that says what a detokenizer is, beside the folders of its parts.
 ABOUT = "decoder.json"
@@ -49,7 +50,7 @@ class Detokenizer(ModelMixin, ConfigMixin):
 
     def __init__(self, tokenizer: VisualTokenizer, expected: str | None = None) -> None:
         super().__init__()
-        self._tokenizer = [tokenizer]
+        self._tokenizer = Shared(tokenizer)
         self.tokenizer_fingerprint = tokenizer.fingerprint()
         if expected not in (None, self.tokenizer_fingerprint):
             raise ValueError(
@@ -60,7 +61,7 @@ class Detokenizer(ModelMixin, ConfigMixin):
     @property
     def tokenizer(self) -> VisualTokenizer:
         """Whose codes are decoded."""
-        return self._tokenizer[0]
+        return self._tokenizer.network
 
     @abstractmethod
     def decode(self, codes: Codes, generator: Generators = None) -> Tensor:

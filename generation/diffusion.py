@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import PADDING, Codes
+from ..tokenizers.held import Shared
 from .conditioning import CodeCondition
 from .detokenizers import Detokenizer, Generators, each, normal
 from .latents import LatentSpace
@@ -95,7 +96,7 @@ class DiffusionDecoder(Detokenizer):
         self.grid, self.image_size = _sizes(denoiser, condition, space)
         self.denoiser, self.condition, self.sampling = denoiser, condition, sampling
         self.prediction = prediction or prediction_of(scheduler)
-        self._space, self._scheduler = [space], scheduler  # the space rests: outside the module tree
+        self._space, self._scheduler = Shared(space), scheduler  # the space rests: outside the module tree
         check_scheduler(scheduler, self.prediction)
 
     @classmethod
@@ -138,7 +139,7 @@ class DiffusionDecoder(Detokenizer):
     @property
     def space(self) -> LatentSpace | None:
         """What is denoised; None for pixels."""
-        return self._space[0]
+        return self._space.network
 
     def read_codes(self, codes: Codes) -> tuple[Tensor, Tensor | None]:
         """What the denoiser attends to, ``[B, N, W]``, and ``[B, N]`` bool, true for codes; None where all are."""

@@ -42,6 +42,20 @@ class Held(nn.Module):
         return super()._apply(fn, recurse)
 
 
+class Shared:
+    """Keeps a network out of the tree of modules and as it is: copies of its owner share it.
+
+    Args:
+        network: of any kind, or None.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
 def keeping_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """``fn`` without its casts: what changes the device still does, what changes the dtype does not."""
 

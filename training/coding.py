@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..tokenizers.base import TrainingTerms, VisualTokenizer
 from ..tokenizers.codes import Codes
+from ..tokenizers.held import Shared
 from ..tokenizers.lookup import looked_up
 from ..tokenizers.losses import PixelLoss
 
@@ -61,7 +62,7 @@ class Coder(nn.Module):
     def __init__(self, tokenizer: VisualTokenizer, tuning: Tuning | None = None) -> None:
         super().__init__()
         self.tuning = tuning
-        self._tokenizer = [tokenizer.eval()]  # in a list: not part of the checkpoint
+        self._tokenizer = Shared(tokenizer.eval())  # not part of the checkpoint
         self.tuned = None
         if tuning is not None:
             _check_lookup(tokenizer)
@@ -70,7 +71,7 @@ class Coder(nn.Module):
     @property
     def tokenizer(self) -> VisualTokenizer:
         """The tokenizer, whether or not it is tuned."""
-        return self._tokenizer[0]
+        return self._tokenizer.network
 
     def forward(self, items: Sequence[Mapping[str, Any]], device: torch.device) -> Coded:
         """Codes of a batch of items; in training with the terms of a tokenizer that is tuned."""

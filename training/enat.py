@@ -18,6 +18,7 @@ from ..generation.enat import ENATPipeline, MaskedSampling
 from ..lm.conditions import Wanted, check_one_kind
 from ..lm.enat import ENAT, Pass, rows_at
 from ..lm.vocabulary import Vocabulary
+from ..tokenizers.held import Shared
 from .base import TrainingModule
 from .encode import saved_tokenizer
 from .guard import GUARD, GuardSettings
@@ -104,7 +105,7 @@ class ENATTraining(TrainingModule):
                 raise ValueError(f"{name} must lie in [0, 1], got {share}; {usual} is usual")
         check_one_kind(vocabulary, classes)
         coded = saved_tokenizer(tokenizer)
-        self._tokenizer = [coded]  # in a list: not part of the checkpoint
+        self._tokenizer = Shared(coded)  # not part of the checkpoint
         self.label_smoothing, self.reuse, self.condition_dropout = label_smoothing, reuse, condition_dropout
         self.ema, self.save_to = ema, save_to
         self.save_dtype: SaveDtype = save_dtype
@@ -180,7 +181,7 @@ class ENATTraining(TrainingModule):
         """Write tokenizer and averaged model."""
         self.averaged.eval()
         with rounded(self.averaged, self.save_dtype):
-            ENATPipeline(self._tokenizer[0], self.averaged).save_pretrained(folder)
+            ENATPipeline(self._tokenizer.network, self.averaged).save_pretrained(folder)
 
     def _losses(
         self, model: ENAT, batch: list[Item], wanted: Sequence[Wanted], smoothing: float, *, reuse: bool

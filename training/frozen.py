@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..tokenizers.held import Shared
 
-class Frozen:
+
+class Frozen(Shared):
     """Keeps a network out of the module tree: no gradients, no part of checkpoints, shared by copies of its owner.
 
     Args:
@@ -16,12 +18,9 @@ class Frozen:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module.eval().requires_grad_(False)
+        super().__init__(module.eval().requires_grad_(False))
 
     def __call__(self, images: Tensor) -> Any:
         """The network's answer, without gradients."""
         with torch.no_grad():
-            return self.module.to(images.device)(images)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
+            return self.network.to(images.device)(images)

@@ -16,6 +16,7 @@ from ..generation.xar import XARPipeline, XARSampling
 from ..lm.conditions import Wanted, check_one_kind
 from ..lm.vocabulary import Vocabulary
 from ..lm.xar import XAR
+from ..tokenizers.held import Shared
 from .base import TrainingModule
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings, Trained
@@ -82,7 +83,7 @@ class XARTraining(TrainingModule):
         if not 0 <= condition_dropout <= 1:
             raise ValueError(f"condition_dropout must lie in [0, 1], got {condition_dropout}; 0.1 is usual")
         check_one_kind(vocabulary, classes)
-        self._latents = [latents]  # in a list: not part of the checkpoint
+        self._latents = Shared(latents)  # not part of the checkpoint
         self.condition_dropout, self.save_to = condition_dropout, save_to
         self.save_dtype: SaveDtype = save_dtype
         with torch.random.fork_rng(devices=[]):
@@ -105,7 +106,7 @@ class XARTraining(TrainingModule):
     @property
     def latents(self) -> LatentSpace:
         """The latent space, which rests."""
-        return self._latents[0]
+        return self._latents.network
 
     def trained(self) -> Mapping[str, Trained]:
         """The model alone."""

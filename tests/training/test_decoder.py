@@ -112,6 +112,11 @@ def test_averaged_weights_are_written(folder, tmp_path):
     assert plain.decoder.fingerprint() != read.fingerprint()
 
 
+def test_copies_share_what_rests(folder):
+    trained = module(folder)
+    assert copy.deepcopy(trained).tokenizer is trained.tokenizer
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path):
     whole = module(folder)
     trainer(tmp_path, max_steps=5).fit(whole, datamodule=data())
