@@ -1,5 +1,5 @@
-"""``smalti bench``: tokenizers trained alike, in one table, by themselves or each under the same language model; and
-language models trained in several ways, with several seeds."""
+"""``smalti bench``: tokenizers trained alike, in one table, by themselves or each under the same language model;
+decoders of their codes; and language models trained in several ways, with several seeds."""
 
 from __future__ import annotations
 
@@ -17,16 +17,24 @@ from typing import Any, Literal
 from ..data.base import ImageSource
 from ..eval.comparison import ComparisonData, compare_tokenizer, comparison_protocol, originals
 from ..eval.comparison_report import write_comparison
+from ..eval.decoder_report import write_decoders
+from ..eval.decoders import DecoderData, DecoderRow, decoder_protocol, decoder_references, score_decoders
+from ..eval.images.decoder_scores import Judges
+from ..eval.images.extractors import VisionExtractor
 from ..eval.images.teacher import TeacherFeatures
 from ..eval.lm_comparison import Scored, read_scored, write_lm_comparison
 from ..eval.sampling_speed import sampling_speed
 from ..eval.variants import write_variants
+from ..generation.detokenizers import Detokenizer
 from ..lm.vocabulary import Vocabulary
+from ..tokenizers.perceptual import BackboneLoss
 from ..training.lm_speed import StepSpeed, step_speed
 from ..training.recipe import Recipe, Stage, read_yaml, stages_of, timings
+from .bench_stages import decoder_stages, family_stages, language_model_stages, run_names, variant_stages
 from .errors import UsageError
-from .models import choose_device, quiet
+from .models import choose_device, load_decoder, load_tokenizer, quiet
 from .outputs import say as answer
+from .progress import Bar
 from .run import ACTIONS, CHECKS, add_stage_arguments, carry_out, check_typed, list_stages, say, typed
 from .typed import build_arguments
 
@@ -35,7 +43,7 @@ _LAST = "comparison"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti bench``."""
-    told = "what is compared: tokenizers, language models on them, or ways of training one"
+    told = "what is compared: tokenizers, decoders of their codes, language models on them, or ways of training one"
     parser.add_argument("what", choices=list(BENCHES), help=told)
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="YAML: the families and what they share")
     parser.add_argument("--folder", metavar="DIR", help="where to write instead of the folder that the file names")
@@ -70,7 +78,9 @@ def bench_recipe(what: str, path: str | Path, folder: str | Path | None = None) 
         path: YAML with ``folder``; ``before``, stages as in a recipe; the keys of the kind; and ``compare``, the other
             arguments of its comparison. Families of tokenizers have ``training``, the arguments of ``smalti fit`` that
             all share (``model``, ``data``, ``trainer``), and ``families``, for each name the arguments of
-            :class:`~smalti.training.tokenizer.TokenizerTraining` that are its own, ``tokenizer`` among them. Variants
+            :class:`~smalti.training.tokenizer.TokenizerTraining` that are its own, ``tokenizer`` among them. Decoders
+            have the same keys; theirs are of :class:`~smalti.training.decoder.DecoderTraining`, and ``tokenizer`` is a
+            folder. Variants
             have ``lm``, likewise, ``variants``, for each name the arguments of
             :class:`~smalti.training.lm.LanguageModelTraining` that are its own and under ``data`` those of the data,
             and ``seeds`` to train each with.
@@ -128,6 +138,53 @@ def compare(
     protocol = comparison_protocol(data, extractor, list(models))
     seconds = {name: time for name, time in timings(folder.parent).items() if name in models}
     write_comparison(folder, title, rows, protocol, originals(data), seconds)
+
+
+def compare_decoders(
+    folder: Path,
+    tokenizers: dict[str, str],
+    training: dict[str, str],
+    pictures: ImageSource,
+    teacher: str,
+    title: str = "Decoders",
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Decode the same codes with every decoder of a tokenizer and write the table, a page and a sheet of pictures.
+
+    Args:
+        folder: of the stage.
+        tokenizers: folders of tokenizers by name, in the order of the table.
+        training: folders of the ``fit`` stages of the decoders that were trained beside them.
+        pictures: coded and decoded; where they are scenes of the embedded world, their objects are judged.
+        teacher: folder of a vision model: of the features of rFID and agreement, and of the perceptual distance.
+        title: of the page.
+        batch_size: pictures handled together.
+        seed: of what decoders draw, and of the untrained ones.
+        device: where everything runs: ``auto`` is a GPU where there is one.
+    """
+    where, seconds = choose_device(device), timings(folder.parent)
+    network = VisionExtractor(teacher, where)
+    judges = Judges(network, network, perceptual=BackboneLoss(teacher).to(where), device=where)
+    size = load_tokenizer(Path(next(iter(tokenizers.values()))), where).image_size
+    data = DecoderData(pictures, size, batch_size, seed)
+    references, decoders, rows = decoder_references(data, judges), dict[str, Detokenizer](), list[DecoderRow]()
+    for name, place in tokenizers.items():
+        tokenizer, fit = load_tokenizer(Path(place), where), Path(training[name])
+        decoders[name] = load_decoder(fit / "decoder", tokenizer)
+        with Bar(name, len(pictures)) as bar:
+            found = score_decoders(name, tokenizer, decoders[name], data, judges, progress=bar.update)
+        rows += [_with_training(row, fit, seconds) for row in found]
+    write_decoders(folder, title, rows, references, decoder_protocol(data, judges, references, decoders), seconds)
+
+
+def _with_training(row: DecoderRow, fit: Path, seconds: Mapping[str, float]) -> DecoderRow:
+    """Of what was trained here, with steps and seconds of that."""
+    if row.kind != "trained":
+        return row
+    taken = {"steps": read_yaml(fit / "fit.yaml")["trainer"].get("max_steps"), "seconds": seconds.get(fit.name)}
+    return replace(row, scores={**row.scores, **{name: value for name, value in taken.items() if value is not None}})
 
 
 def compare_lm(folder: Path, scores: dict[str, str], training: dict[str, str], title: str, steps: int = 20) -> None:
@@ -213,72 +270,6 @@ class Bench:
     compare: Callable[..., None]  #: measures and writes the files
 
 
-def _families(
-    path: str, data: Mapping[str, Any], after: Callable[[str, Mapping[str, Any]], list[Stage]]
-) -> list[Stage]:
-    """The stages of every family: its tokenizer, and what comes after it."""
-    families, stages = data["families"], list[Stage]()
-    if not isinstance(families, dict) or len(families) < 2:
-        raise UsageError(f"{path} must name at least two families to compare, got {families}; add some")
-    for name, own in families.items():
-        if not isinstance(own, dict) or "tokenizer" not in own:
-            raise UsageError(f"family {name!r} in {path} must have a tokenizer, got {own}; add it")
-        stages += [_tokenizer(name, own, data["training"]), *after(name, data)]
-    return stages
-
-
-def _variants(path: str, data: Mapping[str, Any]) -> list[Stage]:
-    """A language model and its scores for every variant and seed."""
-    variants, seeds, shared, stages = data["variants"], data["seeds"], _run("lm", data["lm"]), list[Stage]()
-    if not isinstance(variants, dict) or len(variants) < 2:
-        raise UsageError(f"{path} must name at least two variants to compare, got {variants}; add some")
-    if not isinstance(seeds, list) or not seeds or len(set(seeds)) != len(seeds):
-        raise UsageError(f"seeds in {path} must be a list of different numbers, got {seeds}; name one at least")
-    for name, own in variants.items():
-        for seed in seeds:
-            model = f"{name}-{seed}"
-            fixed = {"seed": seed, "save_to": f"${{{model}}}/model"}
-            given = dict(own or {})
-            stored, other = dict(shared["data"]), given.pop("data", {})
-            if other:
-                stored["init_args"] = {**stored.get("init_args", {}), **other}
-            arguments = _joined(f"variants.{name}", {**shared["model"], **given}, fixed)
-            fit = {**shared, "model": {"class_path": "LanguageModelTraining", "init_args": arguments}, "data": stored}
-            stages.append(Stage(model, "fit", fit))
-            scored = {"model": f"${{{model}}}/model", "settings": data["score"]}
-            stages.append(Stage(f"{model}-scores", "score", scored))
-    return stages
-
-
-def _runs(data: Mapping[str, Any], of: str) -> dict[str, list[str]]:
-    return {name: [of.format(f"{name}-{seed}") for seed in data["seeds"]] for name in data["variants"]}
-
-
-def _tokenizer(name: str, own: dict[str, Any], shared: Any) -> Stage:
-    shared = _run("training", shared)
-    arguments = {**shared["model"], **own, "save_to": f"${{{name}}}/model"}
-    return Stage(name, "fit", {**shared, "model": {"class_path": "TokenizerTraining", "init_args": arguments}})
-
-
-def _language_model(name: str, data: Mapping[str, Any]) -> list[Stage]:
-    """From the tokenizer of a family to the scores of a language model on its codes."""
-    codes, model, shared = f"{name}-codes", f"{name}-lm", _run("lm", data["lm"])
-    tokenizer = {"tokenizer": f"${{{name}}}/model"}
-    encode = _joined("codes", data["codes"], tokenizer)
-    own = {**tokenizer, "save_to": f"${{{model}}}/model"}
-    stored = {split: f"${{{codes}}}/{split}" for split in ("train", "validation") if split in data["codes"]}
-    fit = {
-        "model": {"class_path": "LanguageModelTraining", "init_args": _joined("lm.model", shared["model"], own)},
-        "data": {"class_path": "TokenData", "init_args": _joined("lm.data", shared["data"], stored)},
-        "trainer": shared["trainer"],
-    }
-    return [
-        Stage(codes, "encode", encode),
-        Stage(model, "fit", fit),
-        Stage(f"{name}-scores", "score", {"model": f"${{{model}}}/model", "settings": data["score"]}),
-    ]
-
-
 def _common(data: Mapping[str, Any]) -> dict[str, Any]:
     """What the training of all language models has in common: a ``fit.yaml`` without what is a family's or a path."""
     model, own = data["model"]["init_args"], ("tokenizer", "save_to", "vocabulary", "train", "validation")
@@ -286,34 +277,26 @@ def _common(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if name not in (*own, "default_root_dir")}
 
 
-def _run(place: str, shared: Any) -> dict[str, Any]:
-    if not isinstance(shared, dict) or set(shared) != {"model", "data", "trainer"}:
-        raise UsageError(f"{place} must have model, data and trainer, got {shared}; correct it")
-    return shared
-
-
-def _joined(place: str, shared: Any, own: dict[str, str]) -> dict[str, Any]:
-    """What all families share, and what each has of its own."""
-    given = sorted(set(shared) & set(own)) if isinstance(shared, dict) else [type(shared).__name__]
-    if given:
-        raise UsageError(
-            f"{place} must be a mapping without {', '.join(own)}, which every family has of its own, got "
-            f"{', '.join(given)}; correct it"
-        )
-    return {**shared, **own}
-
-
 #: What can be compared, by the name on the command line.
 BENCHES = {
     "tokenizers": Bench(
         ("training", "families"),
-        lambda path, data: _families(path, data, lambda name, data: []),
+        lambda path, data: family_stages(path, data, lambda name, data: []),
         lambda data: {"models": {name: f"${{{name}}}/model" for name in data["families"]}},
         compare,
     ),
+    "decoders": Bench(
+        ("training", "families"),
+        decoder_stages,
+        lambda data: {
+            "tokenizers": {name: own["tokenizer"] for name, own in data["families"].items()},
+            "training": {name: f"${{{name}-decoder}}" for name in data["families"]},
+        },
+        compare_decoders,
+    ),
     "lm": Bench(
         ("training", "families", "codes", "lm", "score"),
-        lambda path, data: _families(path, data, _language_model),
+        lambda path, data: family_stages(path, data, language_model_stages),
         lambda data: {
             "scores": {name: f"${{{name}-scores}}" for name in data["families"]},
             "training": {name: f"${{{name}-lm}}" for name in data["families"]},
@@ -322,8 +305,8 @@ BENCHES = {
     ),
     "variants": Bench(
         ("lm", "variants", "seeds", "score"),
-        _variants,
-        lambda data: {"scores": _runs(data, "${{{}-scores}}"), "models": _runs(data, "${{{}}}/model")},
+        variant_stages,
+        lambda data: {"scores": run_names(data, "${{{}-scores}}"), "models": run_names(data, "${{{}}}/model")},
         compare_variants,
     ),
 }

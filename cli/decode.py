@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import add_decoder, add_scale, add_tokenizer, number
-from .models import load_tokenizer, tokenizer_folder
+from .models import load_decoder, load_tokenizer, tokenizer_folder
 from .outputs import picture_target, say, write_pictures
 from .progress import Bar
 
@@ -43,11 +43,8 @@ def run(args: argparse.Namespace) -> int:
     target = picture_target(args.out)
     folder = tokenizer_folder(args.tokenizer)
 
-    from torch import nn
-
     from ..data.transforms import to_pil
     from ..generation.coded import PIXELS
-    from ..generation.detokenizers import load_decoder
     from ..tokenizers.files import CodesFile
 
     coded = CodesFile.open(args.codes)
@@ -55,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(folder, args.device)
     coded.check_tokenizer(tokenizer)
     own = args.decoder in (None, PIXELS)
-    painter = tokenizer if own else load_decoder(args.decoder, tokenizer)
-    nn.Module.to(painter, tokenizer.device)
+    painter = tokenizer if own else load_decoder(Path(args.decoder), tokenizer)
     pictures = to_pil(decode_codes(painter, coded.codes, args.batch, args.seed))
     labels = [Path(name).name for name in coded.names]
     say(write_pictures(pictures, labels, target, args.scale))

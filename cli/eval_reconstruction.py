@@ -1,9 +1,10 @@
-"""``smalti eval reconstruction``: what a tokenizer leaves of pictures."""
+"""``smalti eval reconstruction``: what a tokenizer leaves of pictures, whatever decodes its codes."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import add_tokenizer
@@ -24,13 +25,17 @@ from .eval_pictures import (
     say_warnings,
     with_preset,
 )
-from .models import choose_device, load_tokenizer, quiet, tokenizer_folder
+from .models import choose_device, load_decoder, load_tokenizer, quiet, tokenizer_folder
 from .outputs import file_target, say
 from .progress import Bar
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..eval.images.picture_sets import Levels
     from ..eval.images.reconstruction import Sink
+
+_SHOWN = 8  # pictures on a sheet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kid", action="store_true", help="also KID to the originals; keeps every feature in memory")
     parser.add_argument("--lpips", metavar="FILE", help="also LPIPS, over these weights of torchvision's network")
     parser.add_argument("--lpips-net", choices=("alex", "vgg"), help="which network (default: alex)")
+    told = "also the perceptual distance over this folder of a vision model, without published weights"
+    parser.add_argument("--perceptual", metavar="DIR", help=told)
+    told = "also semantic agreement: cosine of the features of this folder of a vision model"
+    parser.add_argument("--teacher", metavar="DIR", help=told)
+    told = "also what this decoder draws of the same codes: a folder, or NAME=DIR; may be repeated"
+    parser.add_argument("--decoder", metavar="DIR", action="append", default=[], help=told)
+    told = f"also the first {_SHOWN} pictures beside what each decoder makes of them, as a PNG"
+    parser.add_argument("--sheet", metavar="FILE", help=told)
     told = "also the inflated SSIM and the pooled PSNR of other projects, named as such"
     parser.add_argument("--compatibility", action="store_true", help=told)
     add_seed(parser, "decoders that draw, and of KID's subsets")
@@ -64,12 +77,13 @@ def run(args: argparse.Namespace) -> int:
             that cannot be the preset's, or an unknown device.
         FileNotFoundError: missing pictures, tokenizer, extractor or weights.
         BrokenImageError: a file that is no picture.
-        ValueError: an unknown preset or filter, a result that is not the preset's, damaged weights, or statistics of
-            another extractor, crop, count or of the training set.
+        ValueError: an unknown preset or filter, a result that is not the preset's, damaged weights, statistics of
+            another extractor, crop, count or of the training set, or a decoder of another tokenizer.
     """
     _check(args)
-    preset = with_preset(args)
+    preset, places = with_preset(args), _named(args.decoder)
     out = file_target(args.out, "--out", ".json")
+    sheet = file_target(args.sheet, "--sheet", ".png") if args.sheet else None
     rebuilt, originals = _exports(args)
     check_apart([*rebuilt, *originals], out, args.pictures)
     folder = tokenizer_folder(args.tokenizer)
@@ -77,19 +91,24 @@ def run(args: argparse.Namespace) -> int:
     check_preset(preset, "reconstruction", args.pictures, len(source))
     chosen_crop(args, 1)  # a wrong filter is told before anything is loaded
 
+    from ..eval.images.decoded import paints
     from ..eval.images.extractors import load_extractor
     from ..eval.images.feature_statistics import Reference
     from ..eval.images.picture_sets import PictureSet
     from ..eval.images.reconstruction import ReconstructionSettings, evaluate_reconstruction
     from ..eval.protocol import write_result
-    from ..tokenizers.perceptual import LPIPS
+    from ..tokenizers.perceptual import LPIPS, BackboneLoss
 
     device = choose_device(args.device)
     quiet()
     reference = Reference.load(args.reference) if args.reference else None
     extractor = load_extractor(args.extractor, device, args.unknown_weights) if args.extractor else None
     lpips = LPIPS(args.lpips, net=args.lpips_net or "alex").to(device) if args.lpips else None
+    perceptual = BackboneLoss(args.perceptual).to(device) if args.perceptual else None
+    teacher = load_extractor(args.teacher, device) if args.teacher else None
     tokenizer = load_tokenizer(folder, args.device)
+    decoders = {name: load_decoder(place, tokenizer) for name, place in places.items()}
+    shown = _Shown()
     crop = chosen_crop(args, tokenizer.image_size)
     pictures = PictureSet(source, dataset_name(args.pictures, args.dataset), crop)
     settings = ReconstructionSettings(crop, pictures.name, args.batch, args.compatibility, args.kid, args.seed)
@@ -101,18 +120,26 @@ def run(args: argparse.Namespace) -> int:
             extractor,
             lpips,
             reference,
+            teacher=teacher,
+            perceptual=perceptual,
+            decoders=decoders,
             preset=preset,
             sink=_sink(rebuilt, len(source)),
             progress=bar.update,
+            watch=shown.add if sheet else None,
         )
     write_result(out, result.scores, result.protocol, result.model)
     say_scores(result.scores, result.protocol.count)
     if extractor is None:
         say("  no rFID without features: pass --extractor inception:FILE, or the folder of a vision model")
+    if decoders and not paints(tokenizer):
+        say(f"  this {type(tokenizer).__name__} has no pixel decoder: the scores are those of --decoder alone")
     for export in originals:
         export.write(pictures.arrays(), len(source))
     for export in (*rebuilt, *originals):
         say(f"wrote {export.path}: {len(source):,} pictures")
+    if sheet is not None:
+        say(shown.write(sheet))
     say(f"wrote {out}")
     return 0
 
@@ -124,6 +151,52 @@ def _check(args: argparse.Namespace) -> None:
     check_extractor(args)
     if args.lpips_net and not args.lpips:
         raise UsageError(f"--lpips-net is the network of --lpips, got {args.lpips_net} without it; pass --lpips FILE")
+
+
+def _named(given: Sequence[str]) -> dict[str, Path]:
+    """Folders of decoders by name: the one given, or that of the folder.
+
+    Raises:
+        UsageError: two of one name.
+        FileNotFoundError: no such folder.
+    """
+    found: dict[str, Path] = {}
+    for text in given:
+        name, _, place = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
+        folder = Path(place)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--decoder must be a decoder's folder, got {place!r}, which is none; check it")
+        name = name or folder.resolve().name
+        if name in found:
+            raise UsageError(f"decoders must have different names, got {name!r} twice; pass --decoder NAME={place}")
+        found[name] = folder
+    return found
+
+
+class _Shown:
+    """The first pictures, and what came back of them."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[Tensor]] = {}
+        self._count = 0
+
+    def add(self, originals: Tensor, rebuilt: Mapping[str, Tensor]) -> None:
+        """Keep what there is room for of ``[B, 3, H, W]`` uint8 pictures."""
+        room = _SHOWN - self._count
+        if room > 0:
+            self._count += len(originals[:room])
+            for name, levels in {"original": originals, **rebuilt}.items():
+                self._rows.setdefault(name, []).append(levels[:room])
+
+    def write(self, path: Path) -> str:
+        """One row for the originals and for each decoder; a line that says so."""
+        import torch
+
+        from ..data.transforms import from_uint8
+        from ..eval.sheets import row_sheet, save_png
+
+        save_png(row_sheet({name: from_uint8(torch.cat(parts)) for name, parts in self._rows.items()}), path)
+        return f"wrote {path}: {self._count} pictures, and what {len(self._rows) - 1} decoders make of them"
 
 
 def _exports(args: argparse.Namespace) -> tuple[list[Export], list[Export]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 
 if TYPE_CHECKING:
+    from ..generation.detokenizers import Detokenizer
     from ..generation.pictures import PicturePipeline
     from ..generation.pipeline import TextToImagePipeline
     from ..tokenizers.base import VisualTokenizer
@@ -78,6 +79,24 @@ def load_tokenizer(folder: Path, device: str) -> VisualTokenizer:
     tokenizer = saved_tokenizer(str(folder))
     torch.nn.Module.to(tokenizer, torch.device(chosen))  # diffusers leaves its own override untyped
     return tokenizer
+
+
+def load_decoder(folder: Path, tokenizer: VisualTokenizer) -> Detokenizer:
+    """Load a decoder for the codes of a tokenizer onto its device, strictly.
+
+    Args:
+        folder: of the decoder.
+        tokenizer: whose codes are decoded.
+
+    Raises:
+        FileNotFoundError: a part is missing.
+        ValueError: a damaged part, or a decoder that was trained for another tokenizer.
+    """
+    from ..generation.detokenizers import load_decoder as load
+
+    quiet()
+    decoder: Any = load(folder, tokenizer)  # diffusers leaves its override of `to` untyped
+    return decoder.to(tokenizer.device)
 
 
 def choose_device(name: str) -> str:

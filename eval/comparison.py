@@ -20,6 +20,7 @@ from .ceilings import CEILING_TASK, tokenizer_ceiling
 from .codebook_use import CodebookUse
 from .images.frechet import frechet_distance
 from .images.metrics import ReconstructionMetrics
+from .images.perceptual import BackboneMetric
 from .images.teacher import TeacherFeatures, zero_shot
 from .probe import linear_probe
 from .protocol import Protocol, text_hash
@@ -114,6 +115,7 @@ def comparison_protocol(data: ComparisonData, extractor: TeacherFeatures, names:
         extra={
             "tokenizers": list(names),
             "reconstruction": "PSNR and SSIM per image on [0, 1], mean",
+            "perceptual": "squared distance of unit-length last hidden states of the extractor, mean over positions",
             **({"ceiling": f"{CEILING_TASK}, {data.world} world"} if data.world else {}),
             "probe": f"logistic regression on the mean of embed() over positions; {len(data.probe_train)} pictures to "
             f"fit, {len(data.probe_test)} to test; captions are classes",
@@ -128,11 +130,12 @@ def _reconstruction(
     tokenizer: VisualTokenizer, data: ComparisonData, extractor: TeacherFeatures, shown: int
 ) -> tuple[dict[str, Any], Tensor]:
     metrics, before, after, kept = ReconstructionMetrics(), list[Tensor](), list[Tensor](), []
-    used = CodebookUse(tokenizer.spec)
+    used, perceptual = CodebookUse(tokenizer.spec), BackboneMetric(extractor.perceptual())
     for images, _ in _batches(data.pictures, data):
         codes = tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype))
         rebuilt = tokenizer.decode(codes).float().cpu()
         metrics.update(rebuilt, images)
+        perceptual.update(rebuilt, images)
         before.append(extractor.images(images))
         after.append(extractor.images(rebuilt))
         used.add(codes)
@@ -141,6 +144,7 @@ def _reconstruction(
     found: dict[str, Any] = {
         name: float(value) for name, value in metrics.compute().items() if name in ("psnr", "ssim")
     }
+    found["perceptual"] = float(perceptual.compute())
     found["rfid"] = frechet_distance(torch.cat(after), torch.cat(before))
     found |= used.scores()
     return found, torch.cat(kept)[:shown]

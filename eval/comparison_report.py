@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
-from ..data.transforms import to_pil
 from .comparison import Row
 from .protocol import Protocol, write_result
 from .report import Report, write_report
-from .sheets import grid, save_png
+from .sheets import row_sheet, save_png
 from .tables import Table, table_of, write_markdown
 
 #: Titles of the columns after the name, and what their cells are made from; see :func:`table_of`.
@@ -22,6 +20,7 @@ COLUMNS = (
     ("perplexity", "{perplexity}"),
     ("PSNR dB", "{psnr:.1f}"),
     ("SSIM", "{ssim:.3f}"),
+    ("perceptual", "{perceptual:.3f}"),
     ("ceiling", "{ceiling:.3f}"),
     ("rFID", "{rfid:.2f}"),
     ("codes", "{tokens:.0f}"),
@@ -65,7 +64,7 @@ def write_comparison(
     models = {row.name: f"{row.family} {row.fingerprint}" for row in rows}
     write_result(folder / "tokenizers.json", scores, protocol, models)
     table = table_of({row.name: _shown(row, scores[row.name]) for row in rows}, COLUMNS)
-    sheet = _sheet(rows, originals)
+    sheet = row_sheet({"original": originals, **{row.name: row.pictures for row in rows}})
     save_png(sheet, folder / "tokenizers.png")
     note = f"rFID is measured with: {protocol.extractor}. It compares with no other rFID."
     write_report(
@@ -102,10 +101,3 @@ def _codebooks(rows: Sequence[Row]) -> Table:
         for book in row.scores["usage"]
     ]
     return Table(["tokenizer", "codebook", "usage", "perplexity"], lines, frozenset({2, 3}))
-
-
-def _sheet(rows: Sequence[Row], originals: Tensor) -> Image.Image:
-    named = [("original", originals), *((row.name, row.pictures) for row in rows)]
-    pictures = [picture for _, images in named for picture in to_pil(images)]
-    labels = [name if at == 0 else "" for name, images in named for at in range(len(images))]
-    return grid(pictures, len(originals), max(1, 96 // originals.shape[-1]), labels=labels)

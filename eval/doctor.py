@@ -8,61 +8,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
+from .adversarial_curves import examine_adversarial
+from .findings import Finding, present, problem
 from .plots import Curve
 
 DEAD = 0.2  #: share of a codebook below which its other codes count as dead
 FEW = 2.0  #: perplexity below which a codebook says next to nothing
 GROWN = 5.0  #: growth of a quantizer's loss over its least value that counts as running away
-SPLIT = 0.05  #: hinge loss of a discriminator (1 at chance, 0 when every margin is met) below which it has won
-BLIND = 0.97  #: hinge loss above which it tells nothing apart
 LOST = 0.01  #: share of steps skipped for not being finite
-TAIL = 0.1  #: share of a curve, at its end, that stands for its present
-
-Kind = Literal["problem", "remark"]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a reader should know."""
-
-    kind: Kind
-    where: str  #: the codebook, scale, curve or weight
-    what: str  #: what was seen, with its number
-    remedy: str  #: what is known to help; empty for remarks that need none
-
-
-def examine_curves(curves: Mapping[str, Curve]) -> list[Finding]:
+def examine_curves(curves: Mapping[str, Curve], settings: Mapping[str, Any] | None = None) -> list[Finding]:
     """Findings in the curves of one training run, by the names that smalti logs them under.
 
     Args:
         curves: from :func:`~smalti.eval.plots.read_curves`.
+        settings: arguments of the trained module by dotted name, where they are known.
     """
-    found: list[Finding] = []
+    found, finite = list[Finding](), dict[str, Curve]()
+    # A sum of what two opponents pay may rise in a healthy run.
+    pixels = {"train/l1", "train/l2"} | ({"train/loss"} if "train/discriminator" not in curves else set[str]())
     for name, curve in curves.items():
         values = [value for _, value in curve]
         kind, _, book = name.partition("/")
         if not all(map(math.isfinite, values)):
             found.append(_broken(name))
-        elif kind == "usage":
+            continue
+        finite[name] = curve
+        if kind == "usage":
             found += _usage(book, values)
         elif kind == "perplexity":
             found += _perplexity(book, values)
         elif name.startswith("train/quantizer"):
             found += _commitment(name, values)
-        elif name == "train/discriminator":
-            found += _discriminator(values)
-        elif name in ("train/l1", "train/loss"):
+        elif name in pixels:
             found += _divergence(name, values)
-    return found + _skipped(curves) + _overfitted(curves)
+    return found + examine_adversarial(finite, settings) + _skipped(curves) + _overfitted(curves)
 
 
 @torch.inference_mode()
@@ -89,10 +78,10 @@ def examine_tokenizer(tokenizer: VisualTokenizer, images: Tensor) -> list[Findin
 
 
 def _usage(book: str, values: Sequence[float]) -> list[Finding]:
-    now, best = _present(values), max(values)
+    now, best = present(values), max(values)
     if now < DEAD:
         return [
-            _problem(
+            problem(
                 book,
                 f"{now:.1%} of its codes are in use (under {DEAD:.0%}); the others are dead",
                 "restart dead codes (revive_below 0.05 to 1) and start from k-means; else a smaller codebook, a "
@@ -101,7 +90,7 @@ def _usage(book: str, values: Sequence[float]) -> list[Finding]:
         ]
     if now < best / 2:
         return [
-            _problem(
+            problem(
                 book,
                 f"usage fell from {best:.1%} to {now:.1%}: codes are dying while training goes on",
                 "a lower learning rate for the encoder, a longer warm-up, or a slower decay of the averages (0.99)",
@@ -111,10 +100,10 @@ def _usage(book: str, values: Sequence[float]) -> list[Finding]:
 
 
 def _perplexity(book: str, values: Sequence[float]) -> list[Finding]:
-    now, best = _present(values), max(values)
+    now, best = present(values), max(values)
     if now < FEW:
         return [
-            _problem(
+            problem(
                 book,
                 f"perplexity {now:.2f} (under {FEW:g}): nearly every position has the same code",
                 "the encoder has collapsed: lower the commitment weight and the learning rate, warm up, and look "
@@ -123,7 +112,7 @@ def _perplexity(book: str, values: Sequence[float]) -> list[Finding]:
         ]
     if now < best / 4:
         return [
-            _problem(
+            problem(
                 book,
                 f"perplexity fell from {best:.1f} to {now:.1f}: the codebook is collapsing",
                 "stop and resume from an earlier checkpoint with a lower learning rate",
@@ -138,34 +127,12 @@ def _commitment(name: str, values: Sequence[float]) -> list[Finding]:
     if len(smooth) < 3 or least <= 0 or now < GROWN * least:
         return []
     return [
-        _problem(
+        problem(
             name,
             f"grew from {least:.3g} to {now:.3g} ({now / least:.0f} times): latents run away from their codes",
             "raise the commitment weight, clip gradients, lower the learning rate, or compare on the unit sphere",
         )
     ]
-
-
-def _discriminator(values: Sequence[float]) -> list[Finding]:
-    now = _present(values)
-    if now < SPLIT:
-        return [
-            _problem(
-                "discriminator",
-                f"its hinge loss is {now:.3f} (under {SPLIT:g}): it tells every reconstruction from an original, and "
-                "the decoder learns noise from it",
-                "a lower learning rate for the discriminator, a later start, a smaller network, or augmentation",
-            )
-        ]
-    if now > BLIND and len(values) > 10:
-        return [
-            _problem(
-                "discriminator",
-                f"its hinge loss stays at {now:.3f} (chance is 1): it tells nothing apart",
-                "a higher learning rate for it, or an earlier start; check that it sees pictures in [-1, 1]",
-            )
-        ]
-    return []
 
 
 def _divergence(name: str, values: Sequence[float]) -> list[Finding]:
@@ -174,7 +141,7 @@ def _divergence(name: str, values: Sequence[float]) -> list[Finding]:
     if len(smooth) < 3 or least <= 0 or now < 2 * least:
         return []
     return [
-        _problem(
+        problem(
             name,
             f"rose from {least:.3g} to {now:.3g}: the run has diverged",
             "resume from before the rise with a lower learning rate; clip gradients",
@@ -186,7 +153,7 @@ def _skipped(curves: Mapping[str, Curve]) -> list[Finding]:
     found: list[Finding] = []
     if (rolled := _last(curves, "guard/rollbacks")) > 0:
         found.append(
-            _problem(
+            problem(
                 "guard",
                 f"weights were rolled back {rolled:.0f} times after steps that were not finite",
                 "a lower learning rate, a longer warm-up, or float32 in place of half precision",
@@ -195,7 +162,7 @@ def _skipped(curves: Mapping[str, Curve]) -> list[Finding]:
     steps = max((step for curve in curves.values() for step, _ in curve), default=0) + 1
     if (skipped := _last(curves, "guard/skipped")) > LOST * steps:
         found.append(
-            _problem(
+            problem(
                 "guard",
                 f"{skipped:.0f} of {steps:.0f} steps were skipped because something was not finite",
                 "look for damaged pictures, lower the learning rate, clip gradients",
@@ -213,7 +180,7 @@ def _overfitted(curves: Mapping[str, Curve]) -> list[Finding]:
     if len(ratios) < 3 or ratios[-1] > max(ratios) - 1:
         return []
     return [
-        _problem(
+        problem(
             "val/psnr",
             f"fell from {max(ratios):.1f} to {ratios[-1]:.1f} dB on pictures that are not trained on",
             "more pictures or crops, weight decay, or fewer steps; keep the best checkpoint",
@@ -226,7 +193,7 @@ def _table(name: str, table: Tensor) -> list[Finding]:
     same = len(rows) - len(rows.unique(dim=0))
     if same > 0.5 * len(rows):
         return [
-            _problem(
+            problem(
                 name,
                 f"{same} of {len(rows)} codes are copies of others",
                 "they were never trained apart: train longer with restarts of dead codes, or shrink the codebook",
@@ -241,7 +208,7 @@ def _drawn(name: str, ids: Tensor, size: int) -> list[Finding]:
     used = int((counts > 0).sum())
     if len(ids) > 1 and spread < FEW:
         return [
-            _problem(
+            problem(
                 name,
                 f"{len(ids)} positions share {used} codes, perplexity {spread:.2f} (under {FEW:g})",
                 "these codes say next to nothing: the encoder has collapsed, or a residual depth or scale too many",
@@ -269,7 +236,7 @@ def _range(images: Tensor, rebuilt: Tensor) -> list[Finding]:
     if after > 0.2 * before or before < 1e-3:
         return []
     return [
-        _problem(
+        problem(
             "pixels",
             f"reconstructions fit their pictures {before / after:.0f} times better after x -> {slope:.2f} x "
             f"{offset:+.2f}: encoder and decoder mean different value ranges",
@@ -290,12 +257,8 @@ def _streams(codes: Codes) -> Iterator[tuple[str, Tensor, int]]:
                 yield f"{book.name}{f', depth {depth}' if book.depth > 1 else ''}{place}", column, book.size
 
 
-def _problem(where: str, what: str, remedy: str) -> Finding:
-    return Finding("problem", where, what, remedy)
-
-
 def _broken(name: str) -> Finding:
-    return _problem(
+    return problem(
         name,
         "has values that are not finite",
         "the run is lost from there on: resume from an earlier checkpoint with a lower learning rate",
@@ -304,10 +267,6 @@ def _broken(name: str) -> Finding:
 
 def _last(curves: Mapping[str, Curve], name: str) -> float:
     return curves[name][-1][1] if curves.get(name) else 0.0
-
-
-def _present(values: Sequence[float]) -> float:
-    return median(values[-max(1, round(TAIL * len(values))) :])
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

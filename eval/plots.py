@@ -69,8 +69,8 @@ def line_plot(curves: Mapping[str, Curve], x_label: str = "step", y_label: str =
     if not points:
         need = "finite and positive" if log else "finite"
         raise ValueError(f"expected at least one {need} value to draw, got none in {list(curves)}; leave the plot out")
-    across = _Axis.around([x for x, _ in points], (_LEFT, _WIDTH - _RIGHT), log=False, tight=True)
-    up = _Axis.around([y for _, y in points], (_HEIGHT - _BOTTOM, _TOP), log)
+    across = Axis.around([x for x, _ in points], (_LEFT, _WIDTH - _RIGHT), log=False, tight=True)
+    up = Axis.around([y for _, y in points], (_HEIGHT - _BOTTOM, _TOP), log)
     lines = "".join(_line(curve, across, up, log, at) for at, curve in enumerate(curves.values()))
     return _svg(_frame(across, up, x_label, y_label) + lines, ", ".join(curves), _HEIGHT) + _legend(list(curves))
 
@@ -92,8 +92,8 @@ def frequency_plot(counts: Sequence[int]) -> str:
         raise ValueError(f"expected counts of at least one code, got none in {len(counts)}; leave the plot out")
     ranked = sorted(counts, reverse=True)
     height, floor = 150, 150 - 34
-    across = _Axis.around([0, len(ranked)], (_LEFT, _WIDTH - _RIGHT), log=False, tight=True)
-    up = _Axis.around([0, ranked[0] / total], (floor, _TOP), log=False)
+    across = Axis.around([0, len(ranked)], (_LEFT, _WIDTH - _RIGHT), log=False, tight=True)
+    up = Axis.around([0, ranked[0] / total], (floor, _TOP), log=False)
     stride = max(1, len(ranked) // _POINTS)
     steps = [(at, ranked[at] / total) for at in range(0, len(ranked), stride)] + [(len(ranked), 0.0)]
     corners = [(x, y) for (start, y), (end, _) in pairwise(steps) for x in (start, end)]
@@ -109,7 +109,7 @@ def frequency_plot(counts: Sequence[int]) -> str:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """Maps values to pixels; ``span`` is in values, ``pixels`` where its ends lie."""
 
     span: tuple[float, float]
@@ -118,7 +118,7 @@ class _Axis:
     ticks: list[float]
 
     @classmethod
-    def around(cls, values: Sequence[float], pixels: tuple[float, float], log: bool, tight: bool = False) -> "_Axis":
+    def around(cls, values: Sequence[float], pixels: tuple[float, float], log: bool, tight: bool = False) -> "Axis":
         """An axis that holds ``values``; it ends on ticks unless ``tight``."""
         low, high = min(values), max(values)
         if low == high:
@@ -129,6 +129,7 @@ class _Axis:
         return cls((min(low, ticks[0]), max(high, ticks[-1])), pixels, log, ticks)
 
     def place(self, value: float) -> float:
+        """Where a value lies, in pixels."""
         low, high, value = (math.log10(v) if self.log else v for v in (*self.span, value))
         return self.pixels[0] + (value - low) / (high - low) * (self.pixels[1] - self.pixels[0])
 
@@ -154,7 +155,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return ticks[start : end + 1]
 
 
-def _frame(across: _Axis, up: _Axis, x_label: str, y_label: str) -> str:
+def _frame(across: Axis, up: Axis, x_label: str, y_label: str) -> str:
     left, right = across.pixels
     floor, top = up.pixels
     parts: list[str] = []
@@ -162,12 +163,12 @@ def _frame(across: _Axis, up: _Axis, x_label: str, y_label: str) -> str:
         y = up.place(tick)
         parts.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" {_RULE}/>')
         parts.append(
-            f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end" {_SMALL}>{_number(tick)}</text>'
+            f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end" {_SMALL}>{tick_text(tick)}</text>'
         )
     for tick in across.ticks:
         x = across.place(tick)
         parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{floor + 16}" text-anchor="middle" {_SMALL}>{_number(tick)}</text>'
+            f'<text class="tick" x="{x:.1f}" y="{floor + 16}" text-anchor="middle" {_SMALL}>{tick_text(tick)}</text>'
         )
     parts.append(
         f'<line class="axis" x1="{left}" x2="{right}" y1="{floor}" y2="{floor}" stroke="currentColor" opacity=".5"/>'
@@ -185,7 +186,7 @@ def _frame(across: _Axis, up: _Axis, x_label: str, y_label: str) -> str:
     return "".join(parts)
 
 
-def _line(curve: Curve, across: _Axis, up: _Axis, log: bool, at: int) -> str:
+def _line(curve: Curve, across: Axis, up: Axis, log: bool, at: int) -> str:
     """A path per unbroken run of points; a lone point is a dot."""
     color = f"var(--c{at % len(_COLORS)}, {_COLORS[at % len(_COLORS)]})"
     parts: list[str] = []
@@ -233,7 +234,7 @@ def _drawable(point: tuple[float, float], log: bool) -> bool:
     return math.isfinite(point[0]) and math.isfinite(point[1]) and (point[1] > 0 or not log)
 
 
-def _number(value: float) -> str:
+def tick_text(value: float) -> str:
     """A tick's label: 0.05, 20, 2.5k, 3M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:

@@ -1,7 +1,7 @@
 """Contact sheets: many pictures on one, with words under them, as PNG."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,24 @@ def reconstruction_sheet(
     cells = _labelled(pairs, [f"{ratio:.1f} dB" for ratio in ratios], None)
     titles = _titles(["original", "rebuilt"], above[0].height, gap=4)
     return _arranged([[titles, *cells[start : start + columns]] for start in range(0, len(cells), columns)], gap)
+
+
+def row_sheet(rows: Mapping[str, Tensor]) -> Image.Image:
+    """A row of pictures for each name, which stands under the first of them; about 96 pixels a side.
+
+    Args:
+        rows: ``(S, 3, H, W)`` in ``[-1, 1]`` by name, as many in each row.
+
+    Raises:
+        ValueError: if there is no row, or rows differ in length.
+    """
+    counts = {len(images) for images in rows.values()}
+    if len(counts) != 1:
+        raise ValueError(f"expected rows of one length, got {sorted(counts) or 'no row'}; pass the same pictures")
+    pictures = [picture for images in rows.values() for picture in to_pil(images)]
+    labels = [name if at == 0 else "" for name, images in rows.items() for at in range(len(images))]
+    side = max(max(images.shape[-2:]) for images in rows.values())
+    return grid(pictures, counts.pop(), max(1, 96 // side), labels=labels)
 
 
 def sample_sheet(

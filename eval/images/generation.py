@@ -21,10 +21,9 @@ from .feature_statistics import FeatureStatistics, Reference
 from .frechet import FrechetDistance, statistics_distance
 from .inception import FIDInception
 from .inception_score import InceptionScoreMetric
-from .kernel_distance import kernel_distance
+from .kernel_distance import SUBSETS, kernel_distance, subset_size
 from .picture_sets import ContentHash, PictureSet
 from .precision_recall import precision_recall
-from .reconstruction import SUBSETS, subset_size
 
 Progress: TypeAlias = Callable[[int, int], None]
 

@@ -15,6 +15,8 @@ from .feature_statistics import check_features
 from .kept_features import KeptFeatures
 from .sample_order import sample_indices
 
+SUBSETS, SUBSET_SIZE = 100, 1000  #: as KID is usual; small sets have smaller subsets, see `subset_size`
+
 _BLOCK = 2048  #: rows of the kernel matrix held at once
 
 
@@ -127,6 +129,11 @@ class KernelDistanceMetric(KeptFeatures):
             "mean": torch.tensor(found.mean, dtype=torch.float64),
             "std": torch.tensor(found.std, dtype=torch.float64),
         }
+
+
+def subset_size(count: int) -> int:
+    """Pictures in a subset of KID: 1,000, and of sets with no more than that the half, so that subsets differ."""
+    return SUBSET_SIZE if count > SUBSET_SIZE else max(2, count // 2)
 
 
 def _check_subsets(subsets: int, subset_size: int) -> None:

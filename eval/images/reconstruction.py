@@ -1,13 +1,14 @@
-"""What is left of pictures after a tokenizer's codes: pixel errors, perceptual distance, rFID, and the codes' cost.
+"""What is left of pictures after a tokenizer's codes: pixel errors, perceptual distance, rFID, agreement, and the cost.
 
-Originals and reconstructions are compared as the 8-bit pictures that would be saved, and the Frechet distance is taken
-to the originals after the same crop: what rFID means. Against training-set statistics the number is another one.
+The codes are drawn once, whatever decodes them: the tokenizer, and decoders that were trained beside it. Originals and
+reconstructions are compared as the 8-bit pictures that would be saved, and the Frechet distance is taken to the
+originals after the same crop: what rFID means. Against training-set statistics the number is another one.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -15,25 +16,26 @@ import torch
 from torch import Tensor
 
 from ...data.base import ImageSource
-from ...data.transforms import Crop, from_uint8, to_uint8
+from ...data.transforms import Crop, from_uint8
+from ...generation.detokenizers import Detokenizer
 from ...tokenizers.base import VisualTokenizer
-from ...tokenizers.perceptual import LPIPS
+from ...tokenizers.perceptual import LPIPS, BackboneLoss
 from ..codebook_use import CodebookUse
 from ..presets import Preset
 from ..protocol import QUANTISER, Protocol, Result
+from .decoded import Rebuilder, paints
+from .decoder_scores import DecodedScores, Judges, ScoreSettings
 from .extractors import FeatureExtractor
 from .feature_statistics import Reference
 from .float32 import full_float32
-from .frechet import FrechetDistance
-from .kernel_distance import KernelDistanceMetric
-from .lpips import LPIPSMetric
-from .metrics import ReconstructionMetrics
 from .picture_sets import ContentHash, Levels, PictureSet, arrays
 
-SUBSETS, SUBSET_SIZE = 100, 1000  #: of KID; small sets have smaller subsets, see `subset_size`
+#: What the tokenizer's own decoder is called among others.
+PIXEL = "pixel"
 
 Sink: TypeAlias = Callable[[Iterator[Levels]], None]
 Progress: TypeAlias = Callable[[int, int], None]
+Watch: TypeAlias = Callable[[Tensor, Mapping[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,18 @@ def evaluate_reconstruction(
     lpips: LPIPS | None = None,
     reference: Reference | None = None,
     *,
+    teacher: FeatureExtractor | None = None,
+    perceptual: BackboneLoss | None = None,
+    decoders: Mapping[str, Detokenizer] | None = None,
     preset: Preset | None = None,
     sink: Sink | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Result:
     """Crop, code and decode every picture of a source, and score what comes back.
 
     Args:
-        tokenizer: of any family that has a pixel decoder, on any device.
+        tokenizer: of any family, on any device; without a pixel decoder of its own it needs ``decoders``.
         source: the pictures, at least two for rFID.
         settings: crop, batch size, what is scored besides.
         extractor: features for rFID; None leaves it out.
@@ -72,27 +78,34 @@ def evaluate_reconstruction(
         reference: statistics of the originals after the same crop; None takes the originals themselves. That they are
             of these very pictures is known once all were read, and not at all of a converted file: the protocol's
             ``reference_verified`` says so.
+        teacher: features for semantic agreement; None leaves it out.
+        perceptual: a perceptual distance over a vision model, on the tokenizer's device; None leaves it out.
+        decoders: by name, trained for the tokenizer's codes and on its device, which are to be compared with its own.
+            Pictures of another size than the originals are resized to that.
         preset: a published protocol; any other is refused before the work.
         sink: takes the reconstructions, uint8 ``[H, W, 3]`` in order, as they are made: a writer of files. It must read
-            all of them.
+            all of them. Of several decoders it takes those of the first, the tokenizer's own where it has one.
         progress: told how many of how many pictures are done.
+        watch: shown every batch: the originals, and by decoder what came back, ``[B, 3, H, W]`` uint8 each.
 
     Returns:
-        Scores ``psnr``, ``ssim``, ``l1``, ``capped`` (`ReconstructionMetrics`), ``lpips``, ``rfid``, ``kid``, and by
-        codebook ``usage`` (share of its codes that were drawn), ``uniform_usage`` (what as many equally likely codes
-        would draw) and ``perplexity``; ``tokens`` and ``bits`` of one picture. The protocol holds a hash of the
-        pictures' pixels.
+        Scores ``psnr``, ``ssim``, ``l1``, ``capped`` (`ReconstructionMetrics`), ``lpips``, ``perceptual``, ``rfid``,
+        ``kid``, ``agreement`` and ``agreement_chance`` (`AgreementMetric`), and by codebook ``usage`` (share of its
+        codes that were drawn), ``uniform_usage`` (what as many equally likely codes would draw) and ``perplexity``;
+        ``tokens`` and ``bits`` of one picture. With ``decoders`` the scores of pictures stand under ``decoders`` by
+        name, those of the tokenizer's own decoder under ``pixel``. The protocol holds a hash of the pictures' pixels.
 
     Raises:
         BrokenImageError: a picture cannot be read.
         ValueError: a reference of another extractor, crop or count, of the training set, of drawn or of other pictures;
             a protocol that is not the preset's; pictures of a size that the tokenizer does not take; decoded pictures
-            or features that are not finite.
+            or features that are not finite; a decoder for another tokenizer, one called ``pixel``, or none at all.
     """
     pictures, content = PictureSet(source, settings.dataset, settings.crop), ContentHash()
     if reference is not None:
         _check_reference(reference, extractor, pictures)
-    scoring = _Scoring(tokenizer, settings, extractor, lpips, reference, len(pictures))
+    judges = Judges(extractor, teacher, lpips, perceptual, tokenizer.device)
+    scoring = _Scoring(tokenizer, decoders, settings, judges, reference, len(pictures))
     protocol = Protocol(
         task="reconstruction",
         dataset=settings.dataset,
@@ -108,6 +121,7 @@ def evaluate_reconstruction(
         extractor=None if extractor is None else extractor.name,
         weights_hash=None if extractor is None else extractor.weights_hash,
         preset=None if preset is None else preset.name,
+        sampler=scoring.sampler,
         extra=scoring.conventions | _about(reference),
     )
     if preset is not None:
@@ -116,7 +130,10 @@ def evaluate_reconstruction(
     def rebuilt() -> Iterator[Tensor]:
         done = 0
         for originals in pictures.batches(settings.batch_size, content):
-            yield scoring.add(originals, done)
+            found = scoring.add(originals)
+            if watch is not None:
+                watch(originals, found)
+            yield next(iter(found.values()))
             done += len(originals)
             if progress is not None:
                 progress(done, len(pictures))
@@ -125,102 +142,88 @@ def evaluate_reconstruction(
 
     (sink or _exhaust)(arrays(rebuilt()))
     found = {"dataset_hash": content.digits, "reference_hash": protocol.reference_hash or content.digits}
-    model = {"tokenizer": type(tokenizer).__name__, "tokenizer_fingerprint": tokenizer.fingerprint()}
-    return Result(scoring.scores(), replace(protocol, **found), model)
+    return Result(scoring.scores(), replace(protocol, **found), scoring.model)
 
 
 class _Scoring:
-    """The scores of one tokenizer, batch by batch."""
+    """The scores of one tokenizer's codes and of all their decoders, batch by batch."""
 
     def __init__(
         self,
         tokenizer: VisualTokenizer,
+        decoders: Mapping[str, Detokenizer] | None,
         settings: ReconstructionSettings,
-        extractor: FeatureExtractor | None,
-        lpips: LPIPS | None,
+        judges: Judges,
         reference: Reference | None,
         count: int,
     ) -> None:
-        self._tokenizer, self._extractor = tokenizer, extractor
-        self._lpips = None if lpips is None else LPIPSMetric(lpips).to(tokenizer.device)
-        self._generator = torch.Generator(tokenizer.device).manual_seed(settings.seed)
-        self._pixels = ReconstructionMetrics(settings.compatibility)
-        self._use = CodebookUse(tokenizer.spec)
-        self._frechet = self._kernel = None
-        self._own_originals = reference is None
-        if extractor is not None:
-            self._frechet = FrechetDistance(extractor.num_features)
-            if settings.kernel:
-                size = subset_size(count)
-                self._kernel = KernelDistanceMetric(extractor.num_features, SUBSETS, size, settings.seed)
-            if reference is not None:
-                self._frechet.set_reference(reference.statistics)
+        self._tokenizer, self._judges, self._others = tokenizer, judges, dict(decoders or {})
+        _check_decoders(tokenizer, self._others)
+        known = None if reference is None else reference.statistics
+        scored = ScoreSettings(count, settings.seed, settings.compatibility, settings.kernel, known)
+        self._size, self._use = settings.crop.shape, CodebookUse(tokenizer.spec)
+        every: dict[str, VisualTokenizer | Detokenizer] = {PIXEL: tokenizer} if paints(tokenizer) else {}
+        every |= self._others
+        self._rebuilders = {name: Rebuilder(each, self._size, settings.seed) for name, each in every.items()}
+        self._scores = {name: DecodedScores(judges, scored) for name in every}
 
     @property
     def conventions(self) -> dict[str, Any]:
         """What names the scores more closely, for a protocol."""
-        found: dict[str, Any] = {"pixels": self._pixels.describe()}
-        if self._kernel is not None:
-            kernel = {"subsets": self._kernel.subsets, "subset_size": self._kernel.subset_size}
-            found["kid"] = kernel | {"kernel": "polynomial of degree 3"}
-        if self._lpips is not None:
-            found["lpips"] = self._lpips.describe()
-        return found
+        return next(iter(self._scores.values())).describe()
 
-    def add(self, originals: Tensor, first: int) -> Tensor:
-        """Score a batch ``[B, 3, H, W]`` uint8, which begins with picture ``first``; its reconstruction, likewise."""
-        images = from_uint8(originals).to(self._tokenizer.device)
+    @property
+    def sampler(self) -> dict[str, Any] | None:
+        """How decoders draw, for a protocol; None where there is but the tokenizer's own."""
+        return {name: self._drawing(decoder) for name, decoder in self._others.items()} or None
+
+    @property
+    def model(self) -> dict[str, str]:
+        """What was measured."""
+        found = {"tokenizer": type(self._tokenizer).__name__, "tokenizer_fingerprint": self._tokenizer.fingerprint()}
+        names = {name: f"{type(each).__name__} {each.fingerprint()}" for name, each in self._others.items()}
+        return found | {f"decoder {name}": about for name, about in names.items()}
+
+    def add(self, originals: Tensor) -> dict[str, Tensor]:
+        """Score a batch ``[B, 3, H, W]`` uint8; by decoder its reconstruction, likewise."""
+        levels = originals.to(self._tokenizer.device)
         with full_float32():
-            codes = self._tokenizer.encode(images.to(self._tokenizer.dtype))
-            decoded = self._tokenizer.decode(codes, self._generator).float()
-        if not bool(decoded.isfinite().all()):
-            wrong = int((~decoded.isfinite()).flatten(1).any(1).nonzero()[0])
-            raise ValueError(
-                f"decoded pictures must be finite, got NaN or infinity in picture {first + wrong}; the tokenizer is "
-                "damaged, or needs float32"
-            )
-        rebuilt = to_uint8(decoded)
-        seen = from_uint8(rebuilt)
+            codes = self._tokenizer.encode(from_uint8(levels).to(self._tokenizer.dtype))
+        found = {name: rebuild(codes) for name, rebuild in self._rebuilders.items()}
         self._use.add(codes)
-        self._pixels.update(seen.cpu(), from_uint8(originals))
-        if self._lpips is not None:
-            self._lpips.update(seen, images)
-        self._compare(originals.to(images.device), rebuilt, first)
-        return rebuilt.cpu()
+        wanted = any(scores.needs_extractor for scores in self._scores.values())
+        before = self._judges.look(levels, extractor=wanted)
+        for name, scores in self._scores.items():
+            scores.update(levels, found[name], before)
+        return {name: rebuilt.cpu() for name, rebuilt in found.items()}
 
     def scores(self) -> dict[str, Any]:
         """Over everything added."""
-        found: dict[str, Any] = {name: value.item() for name, value in self._pixels.compute().items()}
-        found.pop("count")
-        if self._lpips is not None:
-            found["lpips"] = float(self._lpips.compute())
-        if self._frechet is not None:
-            found["rfid"] = float(self._frechet.compute())
-        if self._kernel is not None:
-            found["kid"] = {name: float(value) for name, value in self._kernel.compute().items()}
-        return found | self._use.scores()
+        found = {name: scores.compute() for name, scores in self._scores.items()}
+        return ({"decoders": found} if self._others else found[PIXEL]) | self._use.scores()
 
-    def _compare(self, originals: Tensor, rebuilt: Tensor, first: int) -> None:
-        if self._extractor is None or self._frechet is None:
-            return
-        after = self._extractor(rebuilt).cpu()
-        self._frechet.update(after, real=False)
-        if self._own_originals or self._kernel is not None:
-            before = self._extractor(originals).cpu()
-            if self._own_originals:
-                self._frechet.update(before, real=True)
-            if self._kernel is not None:
-                self._kernel.update(before, real=True)
-                self._kernel.update(after, real=False)
+    def _drawing(self, decoder: Detokenizer) -> dict[str, Any]:
+        """What decides the pictures of a decoder besides its weights."""
+        height, width = decoder.image_size
+        same = (height, width) == self._size
+        size = {} if same else {"resized": f"from {height}x{width} (bicubic, antialiased)"}
+        return {"class": type(decoder).__name__, **decoder.numbers(), **size}
+
+
+def _check_decoders(tokenizer: VisualTokenizer, decoders: Mapping[str, Detokenizer]) -> None:
+    for decoder in decoders.values():
+        decoder.check_tokenizer(tokenizer)
+    if PIXEL in decoders:
+        raise ValueError(f"a decoder must be called otherwise than {PIXEL!r}, which the tokenizer's own is; rename it")
+    if not decoders and not paints(tokenizer):
+        raise ValueError(
+            f"pictures of codes need a decoder, got a {type(tokenizer).__name__} without one of its own; train one and "
+            "name its folder"
+        )
 
 
 def _exhaust(pictures: Iterator[Levels]) -> None:
     deque(pictures, maxlen=0)
-
-
-def subset_size(count: int) -> int:
-    """Pictures in a subset of KID: 1,000, and of sets with no more than that the half, so that subsets differ."""
-    return SUBSET_SIZE if count > SUBSET_SIZE else max(2, count // 2)
 
 
 def _check_reference(reference: Reference, extractor: FeatureExtractor | None, pictures: PictureSet) -> None:

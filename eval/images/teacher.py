@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import SiglipModel
 
 from ...lm.vocabulary import Vocabulary
+from ...tokenizers.perceptual import BackboneLoss
 from ..protocol import state_hash
 
 
@@ -33,6 +34,7 @@ class TeacherFeatures:
             raise FileNotFoundError(f"a SigLIP was expected in {checkpoint}, which is no folder; train or copy one")
         model: Any = SiglipModel.from_pretrained(checkpoint)
         self._model, self._vocabulary = model.eval().to(device), vocabulary
+        self.checkpoint = checkpoint
         self._length: int = model.config.text_config.max_position_embeddings
         self.side: int = model.config.vision_config.image_size
         self.dim: int = model.config.vision_config.hidden_size
@@ -46,6 +48,10 @@ class TeacherFeatures:
         if images.shape[2:] != (self.side, self.side):
             images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True)
         return self._model.vision_model(pixel_values=images).pooler_output.float().cpu()
+
+    def perceptual(self) -> BackboneLoss:
+        """The perceptual distance over its vision tower, on the CPU."""
+        return BackboneLoss(self.checkpoint)
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:

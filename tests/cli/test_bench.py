@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
+from transformers import ViTConfig, ViTModel
 
 from smalti.cli.bench import bench_recipe, time_step_apart
 from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.eval.protocol import read_result
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.base import VisualTokenizer
 
@@ -161,6 +163,99 @@ def test_variants_are_trained_with_every_seed(tmp_path):
         "models": {name: [f"${{{name}-{seed}}}/model" for seed in (0, 7)] for name in ("frozen", "tuned")},
         "title": "both",
     }
+
+
+DECODERS = FILE | {
+    "training": FILE["training"] | {"model": {"denoiser": "network", "seed": 1}},
+    "families": {"one": {"tokenizer": "${vocabulary}/model"}, "two": {"tokenizer": "second", "seed": 2}},
+    "compare": {"teacher": "third"},
+}
+
+
+def test_decoders_are_trained_beside_every_tokenizer(tmp_path):
+    recipe = bench_recipe("decoders", written(tmp_path, DECODERS))
+    names = [("vocabulary", "vocabulary"), ("one-decoder", "fit"), ("two-decoder", "fit"), ("comparison", "compare")]
+    assert [(stage.name, stage.run) for stage in recipe.stages] == names
+    first, second, last = (stage.arguments for stage in recipe.stages[1:])
+    common = {"denoiser": "network", "seed": 1, "tokenizer": "${vocabulary}/model"}
+    common |= {"save_to": "${one-decoder}/decoder"}
+    assert first["model"] == {"class_path": "DecoderTraining", "init_args": common}
+    assert (first["data"], first["trainer"]) == (FILE["training"]["data"], FILE["training"]["trainer"])
+    assert second["model"]["init_args"]["seed"] == 2  # a family's own come last
+    assert last == {
+        "tokenizers": {"one": "${vocabulary}/model", "two": "second"},
+        "training": {"one": "${one-decoder}", "two": "${two-decoder}"},
+        "teacher": "third",
+    }
+    assert recipe.stages[-1].publish == ("decoders.json", "decoders.html", "decoders.png", "decoders.md")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"families": {}}, "must name at least one family whose codes are decoded, none of them 'references', got {}"),
+        ({"families": {"references": {"tokenizer": "x"}}}, "none of them 'references', got"),
+        ({"families": {"one": {}}}, "family 'one' in .* must have the folder of its tokenizer, got {}; add it"),
+        ({"families": {"one": {"tokenizer": {}}}}, "family 'one' in .* must have the folder of its tokenizer"),
+        ({"training": {"model": {}}}, "training must have model, data and trainer, got .*; correct it"),
+        (
+            {"families": {"one": {"tokenizer": "x", "save_to": "y"}}},
+            "mapping without tokenizer, save_to, .*, got save_to",
+        ),
+        ({"more": 1}, "must be a mapping with folder, before, training, families, compare, got"),
+    ],
+)
+def test_files_of_decoders_of_another_form(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        bench_recipe("decoders", written(tmp_path, DECODERS, **changed))
+
+
+def test_decoders_are_trained_and_compared(model, tmp_path, answers):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path / "vit")
+    unet = {"sample_size": 16, "block_out_channels": [8, 8], "cross_attention_dim": 8, "layers_per_block": 1}
+    unet |= {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "attention_head_dim": 4}
+    unet |= {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "norm_num_groups": 4}
+    unet |= {"in_channels": 3, "out_channels": 3}
+
+    def scenes(split, count):
+        return {"class_path": "Scenes", "init_args": {"world": "small", "split": split, "count": count, "size": 16}}
+
+    train = {"train": scenes("train", 8), "size": 16, "batch_size": 4}
+    file = {
+        "folder": str(tmp_path / "run"),
+        "before": None,
+        "training": {
+            "model": {
+                "denoiser": {"class_path": "diffusers.UNet2DConditionModel", "init_args": unet},
+                "scheduler": {"class_path": "diffusers.FlowMatchEulerDiscreteScheduler"},
+                "sampling": {"steps": 2},
+            },
+            "data": {"class_path": "ImageData", "init_args": train},
+            "trainer": {"max_steps": 2, "accelerator": "cpu"},
+        },
+        "families": {"vq": {"tokenizer": str(model / "tokenizer")}},
+        "compare": {
+            "pictures": scenes("validation", 6),
+            "teacher": str(tmp_path / "vit"),
+            "batch_size": 4,
+            "device": "cpu",
+        },
+    }
+    lines = answers("bench", "decoders", "-c", written(tmp_path, file))
+    assert [line.split(" | ")[1] for line in lines if line.startswith("| vq")] == [
+        "its own",
+        "trained beside it",
+        "the same, untrained",
+    ]
+    result = read_result(tmp_path / "run" / "decoders.json")
+    assert list(result.scores) == ["vq", "references"]
+    trained = result.scores["vq"]["trained"]
+    assert trained["steps"] == 2
+    assert trained["seconds"] > 0
+    assert result.scores["references"]["gray"]["objects"]["right"] == 0
+    assert result.protocol.sampler["vq"]["sampling"] == {"steps": 2, "guidance": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ from smalti.eval.images.exports import read_images, write_adm, write_png_folder
 from smalti.eval.images.extractors import load_extractor
 from smalti.eval.images.feature_statistics import Reference
 from smalti.eval.images.frechet import frechet_distance
-from smalti.eval.images.kernel_distance import kernel_distance
-from smalti.eval.images.reconstruction import SUBSETS, subset_size
+from smalti.eval.images.kernel_distance import SUBSETS, kernel_distance, subset_size
 from smalti.eval.presets import Preset
 from smalti.eval.protocol import file_hash, read_result, text_hash
 

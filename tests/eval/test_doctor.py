@@ -42,7 +42,7 @@ def test_a_healthy_run_has_no_findings():
         ("perplexity__pixel", [1.2] * 50, "pixel", "perplexity 1.20 (under 2)"),
         ("perplexity__pixel", [100.0] * 25 + [20.0] * 25, "pixel", "perplexity fell from 100.0 to 20.0"),
         ("train__quantizer", [0.1] * 25 + [2.0] * 25, "train/quantizer", "grew from 0.1 to 2 (20 times)"),
-        ("train__discriminator", [0.5] * 25 + [0.001] * 25, "discriminator", "tells every reconstruction"),
+        ("train__discriminator", [0.5] * 25 + [0.001] * 25, "discriminator", "it tells every reconstruction"),
         ("train__discriminator", [1.0] * 50, "discriminator", "tells nothing apart"),
         ("train__l1", [0.5, 0.1, 0.1] * 10 + [0.6] * 20, "train/l1", "the run has diverged"),
         ("train__l1", [0.5] * 49 + [math.nan], "train/l1", "not finite"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from smalti.eval.sheets import grid, reconstruction_sheet, sample_sheet, save_png
+from smalti.eval.sheets import grid, reconstruction_sheet, row_sheet, sample_sheet, save_png
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 TICK, CROSS = (46, 125, 79), (179, 56, 44)
@@ -113,3 +113,15 @@ def test_refusals(tmp_path: Path):
         reconstruction_sheet(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), columns=0)
     with pytest.raises(ValueError, match=r"path that ends in \.png, got sheet\.jpg"):
         save_png(plain(RED), tmp_path / "sheet.jpg")
+
+
+def test_a_row_for_each_name():
+    red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(2, 3, 48, 48)
+    sheet = row_sheet({"first": red, "second": -red})
+    assert sheet.width > 2 * 96
+    assert holds(sheet.crop((0, 0, sheet.width, 104)), RED) == 2 * 96 * 96
+    assert holds(sheet.crop((0, 104, sheet.width, sheet.height)), (0, 255, 255)) == 2 * 96 * 96
+    with pytest.raises(ValueError, match=r"expected rows of one length, got \[1, 2\]"):
+        row_sheet({"first": red, "second": red[:1]})
+    with pytest.raises(ValueError, match="got no row"):
+        row_sheet({})

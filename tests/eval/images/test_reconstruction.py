@@ -14,21 +14,25 @@ from smalti.data.base import Part
 from smalti.data.scenes import Scenes
 from smalti.data.transforms import Crop, from_uint8, to_tensor, to_uint8
 from smalti.eval.codebook_use import CodebookUse
+from smalti.eval.images.decoded import picture_generators
 from smalti.eval.images.exports import read_images, write_adm
 from smalti.eval.images.extractors import VisionExtractor
 from smalti.eval.images.feature_statistics import FeatureStatistics, Reference
 from smalti.eval.images.frechet import frechet_distance
 from smalti.eval.images.generation import reference_of
-from smalti.eval.images.kernel_distance import kernel_distance
+from smalti.eval.images.kernel_distance import kernel_distance, subset_size
 from smalti.eval.images.metrics import psnr, ssim
 from smalti.eval.images.picture_sets import ArraySource, Files, Joined, PictureSet
-from smalti.eval.images.reconstruction import ReconstructionSettings, evaluate_reconstruction, subset_size
+from smalti.eval.images.reconstruction import ReconstructionSettings, evaluate_reconstruction
 from smalti.eval.presets import Preset
 from smalti.eval.protocol import QUANTISER
 from smalti.tokenizers.codes import Codes
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
-from smalti.tokenizers.perceptual import LPIPS, _alexnet
+from smalti.tokenizers.perceptual import LPIPS, BackboneLoss, _alexnet
+from smalti.tokenizers.qformer import QFormer
 from smalti.tokenizers.quantizers import VectorQuantizer
+from smalti.tokenizers.seed import SeedTokenizer
+from smalti.tokenizers.vision import VisionTower
 from smalti.tokenizers.vq import VQTokenizer
 
 SIDE, COUNT = 16, 12
@@ -48,12 +52,17 @@ def source():
 
 
 @pytest.fixture(scope="module")
-def extractor(tmp_path_factory):
+def vit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vit")
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     ViTModel(ViTConfig(image_size=SIDE, patch_size=8, **sizes)).save_pretrained(folder)
-    return VisionExtractor(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def extractor(vit):
+    return VisionExtractor(vit)
 
 
 @pytest.fixture
@@ -64,10 +73,10 @@ def pair(tokenizer, source):
         return to_uint8(originals), to_uint8(tokenizer.decode(tokenizer.encode(originals)))
 
 
-def same(scores, others):
+def same(scores, others, rel=1e-4):
     assert scores.keys() == others.keys()
     for name, value in scores.items():
-        assert value == pytest.approx(others[name], rel=1e-4, abs=1e-9), name
+        assert value == pytest.approx(others[name], rel=rel, abs=1e-9), name
 
 
 def test_scores_are_those_of_the_parts(tokenizer, source, extractor, pair):
@@ -234,6 +243,98 @@ def test_another_protocol_than_the_presets_is_refused_before_the_work(tokenizer,
     assert progress == []
     good = Preset("tiny", "", "reconstruction", COUNT)
     assert evaluate_reconstruction(tokenizer, source, SETTINGS, preset=good).protocol.preset == "tiny"
+
+
+def test_decoders_are_scored_on_the_codes_of_the_tokenizer(tokenizer, source, extractor, pair, brush):
+    plain = evaluate_reconstruction(tokenizer, source, SETTINGS, extractor)
+    decoder, seen = brush(tokenizer), []
+    result = evaluate_reconstruction(
+        tokenizer,
+        source,
+        SETTINGS,
+        extractor,
+        teacher=extractor,
+        decoders={"brush": decoder},
+        watch=lambda originals, rebuilt: seen.append((originals, dict(rebuilt))),
+    )
+    assert list(result.scores["decoders"]) == ["pixel", "brush"]
+    known = {**result.scores["decoders"]["pixel"], **result.scores}
+    same(plain.scores, {name: known[name] for name in plain.scores})
+    before, pixels = pair
+    with torch.inference_mode():
+        codes = tokenizer.encode(from_uint8(before))
+        after = to_uint8(decoder.decode(codes, picture_generators(0, 0, COUNT)))
+    for name, levels in (("pixel", pixels), ("brush", after)):
+        scores = result.scores["decoders"][name]
+        expected = psnr(from_uint8(levels), from_uint8(before)).mean()
+        assert scores["psnr"] == pytest.approx(float(expected), rel=1e-4)
+        assert scores["rfid"] == pytest.approx(frechet_distance(extractor(levels), extractor(before)), rel=1e-3)
+        cosines = torch.nn.functional.cosine_similarity(extractor(levels), extractor(before))
+        assert scores["agreement"] == pytest.approx(float(cosines.mean()), rel=1e-5)
+        shown = torch.cat([rebuilt[name] for _, rebuilt in seen])
+        assert (shown.int() - levels.int()).abs().max() <= 1
+    assert torch.equal(torch.cat([originals for originals, _ in seen]), before)
+    assert result.protocol.sampler == {"brush": {"class": "Brush", "bristles": 3}}
+    assert result.protocol.extra["agreement"]["weights_hash"] == extractor.weights_hash
+    assert result.model["decoder brush"] == f"Brush {decoder.fingerprint()}"
+
+
+def test_without_decoders_nothing_new_is_written(tokenizer, source, extractor):
+    result = evaluate_reconstruction(tokenizer, source, SETTINGS, extractor)
+    usual = ("psnr", "ssim", "l1", "capped", "rfid", "usage", "uniform_usage", "perplexity", "tokens", "bits")
+    assert sorted(result.scores) == sorted(usual)
+    assert set(result.protocol.extra) == {"pixels", "reference_split"}
+    assert result.protocol.sampler is None
+    assert set(result.model) == {"tokenizer", "tokenizer_fingerprint"}
+
+
+def test_the_batch_moves_no_score_of_a_decoder_that_draws(tokenizer, source, extractor, brush):
+    settings = [ReconstructionSettings(CROP, "x", batch_size=size, seed=3) for size in (1, 12)]
+    one, other = (
+        evaluate_reconstruction(tokenizer, source, each, teacher=extractor, decoders={"brush": brush(tokenizer)})
+        for each in settings
+    )
+    same(one.scores["decoders"]["brush"], other.scores["decoders"]["brush"], rel=1e-3)
+    assert one.protocol == other.protocol
+
+
+def test_pictures_of_another_size_are_resized_and_said_to_be(tokenizer, source, brush):
+    large = brush(tokenizer, 0.0, side=32)
+    result = evaluate_reconstruction(tokenizer, source, SETTINGS, decoders={"large": large})
+    assert result.protocol.sampler["large"]["resized"] == "from 32x32 (bicubic, antialiased)"
+    assert result.scores["decoders"]["large"]["psnr"] == pytest.approx(result.scores["decoders"]["pixel"]["psnr"], 0.2)
+
+
+def test_a_perceptual_distance_without_published_weights(tokenizer, source, vit, pair):
+    distance = BackboneLoss(vit)
+    result = evaluate_reconstruction(tokenizer, source, SETTINGS, perceptual=distance)
+    before, after = (from_uint8(levels) for levels in pair)
+    with torch.inference_mode():
+        expected = float(distance.distances(after, before).mean())
+    assert result.scores["perceptual"] == pytest.approx(expected, rel=1e-4)
+    assert result.protocol.extra["perceptual"]["name"] == "hidden states of ViTModel, layers -1"
+
+
+def test_a_tokenizer_without_pixels_needs_a_decoder(source, brush, monkeypatch):
+    tower = VisionTower(SIDE, patch_size=4, width=16, layers=2, heads=2)
+    qformer = QFormer(6, 16, 2, 2, 32, 16, reading="attention", dropout=0.0)
+    bare = SeedTokenizer(tower, qformer, VectorQuantizer(4, 16)).eval()
+    with pytest.raises(ValueError, match="pictures of codes need a decoder, got a SeedTokenizer without one"):
+        evaluate_reconstruction(bare, source, SETTINGS)
+    decoder = brush(bare)
+    monkeypatch.setattr(bare, "decode", lambda codes: torch.zeros(len(codes), 3, SIDE, SIDE))  # for the brush
+    written = []
+    result = evaluate_reconstruction(bare, source, SETTINGS, decoders={"brush": decoder}, sink=written.extend)
+    assert list(result.scores["decoders"]) == ["brush"]
+    assert len(written) == COUNT
+
+
+def test_decoders_that_do_not_fit_are_refused(tokenizer, source, brush):
+    with pytest.raises(ValueError, match="must be called otherwise than 'pixel'"):
+        evaluate_reconstruction(tokenizer, source, SETTINGS, decoders={"pixel": brush(tokenizer)})
+    other = VQTokenizer(ConvEncoder(**PARTS), VectorQuantizer(8, 16), ConvDecoder(**PARTS), SIDE).eval()
+    with pytest.raises(ValueError, match="this decoder was trained for the codes of tokenizer"):
+        evaluate_reconstruction(tokenizer, source, SETTINGS, decoders={"brush": brush(other)})
 
 
 class Damaged(VQTokenizer):

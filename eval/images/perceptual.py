@@ -1,4 +1,4 @@
-"""LPIPS as a score: the mean over a set of pairs, with the identity of the weights that gave it."""
+"""Perceptual distances as scores: the mean over a set of pairs, with the identity of the weights that gave it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ...tokenizers.perceptual import LPIPS
+from ...tokenizers.perceptual import LPIPS, BackboneLoss, Perceptual
 from ..protocol import state_hash
 from .float32 import full_float32
 
 
-class LPIPSMetric(Metric):
-    """Mean LPIPS over all pairs seen, exact however unevenly the pairs fall on processes.
+class PerceptualMetric(Metric):
+    """Mean perceptual distance over all pairs seen, exact however unevenly the pairs fall on processes.
 
     The network runs in float32 under any autocast. States are a float64 sum and an integer count, added across
     processes; float64 does not exist on MPS: keep the metric on the CPU there.
 
     Args:
-        distance: of version 0.1, built from local files. AlexNet (``net="alex"``) is the customary one for scores; a
-            number from VGG is another number.
+        distance: over a frozen network, built from local files.
+        name: of the distance and its network, for protocols.
     """
 
     higher_is_better = False
@@ -31,11 +31,10 @@ class LPIPSMetric(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, distance: LPIPS) -> None:
+    def __init__(self, distance: Perceptual, name: str) -> None:
         super().__init__()
-        self.distance = distance
-        self.name = f"LPIPS 0.1, {distance.net}"
-        self.weights_hash = state_hash(distance.network.state_dict())  #: SHA-256 of the backbone and the heads
+        self.distance, self.name = distance, name
+        self.weights_hash = state_hash(distance.network.state_dict())  #: SHA-256 of the network
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -74,6 +73,30 @@ class LPIPSMetric(Metric):
             "values": "[-1, 1]",
             "reduction": "of each pair, then the mean",
         }
+
+
+class LPIPSMetric(PerceptualMetric):
+    """Mean LPIPS.
+
+    Args:
+        distance: of version 0.1. AlexNet (``net="alex"``) is the customary one for scores; a number from VGG is another
+            number.
+    """
+
+    def __init__(self, distance: LPIPS) -> None:
+        super().__init__(distance, f"LPIPS 0.1, {distance.net}")
+
+
+class BackboneMetric(PerceptualMetric):
+    """Mean distance of the normalised hidden states of a vision model; a number of its own for every model.
+
+    Args:
+        distance: over any vision model of ``transformers``.
+    """
+
+    def __init__(self, distance: BackboneLoss) -> None:
+        layers = ", ".join(map(str, distance.layers))
+        super().__init__(distance, f"hidden states of {type(distance.network).__name__}, layers {layers}")
 
 
 def _check_range(images: Tensor) -> None:

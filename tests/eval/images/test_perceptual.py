@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smalti.eval.images.lpips import LPIPSMetric
+from smalti.eval.images.perceptual import LPIPSMetric
 from smalti.tokenizers.perceptual import LPIPS
 
 SHAPES = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
