@@ -155,7 +155,7 @@ def _skipped(curves: Mapping[str, Curve]) -> list[Finding]:
         found.append(
             problem(
                 "guard",
-                f"weights were rolled back {rolled:.0f} times after steps that were not finite",
+                f"weights were rolled back {rolled:.0f} times: steps were not finite, or the loss had risen for good",
                 "a lower learning rate, a longer warm-up, or float32 in place of half precision",
             )
         )

@@ -1,4 +1,4 @@
-"""Steps that are not finite: left out, and after too many of them undone. Knows no Lightning."""
+"""Runs that go wrong: bad steps are left out, and a run that does not recover goes back. Knows no Lightning."""
 
 from __future__ import annotations
 
@@ -12,76 +12,127 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .processes import averaged
+from .rise import RiseMeter
+
 _log = logging.getLogger(__name__)
+
+_SPACING = 25  #: steps between the first snapshots: later ones would lose all that a short run has learnt
+_REMEDY = " or a term that works against this loss, such as an adversarial one with too high a weight"
 
 
 class DivergedError(RuntimeError):
-    """Training does not become finite again."""
+    """Training goes wrong again and again."""
 
 
 class Stateful(Protocol):
-    """An optimizer or a schedule."""
+    """An optimizer, a schedule, or an average of weights."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes."""
         ...
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
         """The inverse."""
         ...
 
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """When to give up on a run that is not finite.
+    """When a run has gone wrong, and what is done then.
+
+    A run has gone wrong where too many steps in a row are not finite, or where a loss that only falls in a healthy run
+    has risen far above its best. It then goes back to the last good snapshot and trains on at a lower rate.
 
     Args:
-        max_bad_steps: consecutive steps left out before the last good snapshot comes back.
-        snapshot_every: steps between snapshots in memory.
+        max_bad_steps: consecutive steps left out for not being finite.
+        snapshot_every: most steps between snapshots in memory; early on it is a quarter of the steps so far, at least
+            25.
         max_rollbacks: returns to a snapshot before the run ends.
+        max_rise: multiple of its best that the watched loss, as a moving average over about 20 steps, may reach; None
+            does not watch it. No rise counts in the first 20 steps, and a tenth of the average after them is the lowest
+            best.
+        patience: consecutive steps that it may stay above.
+        cooling: factor of all learning rates at every return to a snapshot, in (0, 1].
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number out of range.
     """
 
     max_bad_steps: int = 10
     snapshot_every: int = 200
-    max_rollbacks: int = 3
+    max_rollbacks: int = 5
+    max_rise: float | None = 1.5
+    patience: int = 20
+    cooling: float = 0.5
 
     def __post_init__(self) -> None:
-        if min(self.max_bad_steps, self.snapshot_every, self.max_rollbacks) < 1:
+        if min(self.max_bad_steps, self.snapshot_every, self.max_rollbacks, self.patience) < 1:
             raise ValueError(
-                "max_bad_steps, snapshot_every and max_rollbacks must be >= 1, "
-                f"got {self.max_bad_steps}, {self.snapshot_every} and {self.max_rollbacks}"
+                "max_bad_steps, snapshot_every, max_rollbacks and patience must be >= 1, got "
+                f"{self.max_bad_steps}, {self.snapshot_every}, {self.max_rollbacks} and {self.patience}"
             )
+        if self.max_rise is not None and self.max_rise <= 1:
+            raise ValueError(f"max_rise must be above 1, got {self.max_rise}; 1.5 is usual, null watches no loss")
+        if not 0 < self.cooling <= 1:
+            raise ValueError(f"cooling must lie in (0, 1], got {self.cooling}; 0.5 halves all learning rates")
 
 
 GUARD = GuardSettings()  #: the defaults
 
 
+@dataclass(frozen=True)
+class _Snapshot:
+    step: int
+    module: dict[str, Any]
+    others: list[dict[str, Any]]
+    meter: dict[str, Any]
+
+
 class StepGuard:
-    """Leaves out bad steps and goes back to the last good state after too many.
+    """Leaves out bad steps, and goes back to the last good state where a run does not recover.
 
     A step begins with :meth:`open` and ends with :meth:`accept` or :meth:`skip`. Buffers are copied when it begins,
-    because a forward pass moves averaged codebooks before its loss is known.
+    because a forward pass moves averaged codebooks before its loss is known. Where several processes train together,
+    all of them decide alike, from the loss averaged over them.
+
+    Args:
+        settings: see there.
+        watched: what the loss that is watched is called in messages.
     """
 
-    def __init__(self, settings: GuardSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: GuardSettings, watched: str = "training loss") -> None:
+        self.settings, self.watched = settings, watched
         self.skipped = 0  #: steps left out since the run began
         self.rollbacks = 0  #: returns to a snapshot since the run began
+        self.cooling = 1.0  #: factor of all learning rates, lower after every return
         self.consecutive = 0
+        self.meter = RiseMeter(settings.max_rise, settings.patience)
         self._buffers: dict[str, Tensor] | None = None
-        self._snapshot: tuple[int, dict[str, Any], list[dict[str, Any]]] | None = None
+        self._noted: tuple[Tensor, int] | None = None
+        self._snapshot: _Snapshot | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a step has begun and is not complete."""
+        return self._buffers is not None
 
     def open(self, module: nn.Module) -> None:
         """Remember the buffers, once per optimizer step."""
         if self._buffers is None:
             self._buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
 
+    def note(self, loss: Tensor) -> None:
+        """Remember the watched loss of one batch of the step, a detached scalar."""
+        total, count = self._noted or (torch.zeros_like(loss, dtype=torch.float32), 0)
+        self._noted = (total + loss.float(), count + 1)
+
     def accept(self) -> None:
-        """The step was good."""
-        self._buffers, self.consecutive = None, 0
+        """The step was finite."""
+        if self._noted is not None and self.settings.max_rise is not None:
+            total, count = self._noted
+            self.meter.observe(float(averaged(total / count)))
+        self._buffers, self._noted, self.consecutive = None, None, 0
 
     def skip(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Drop gradients, so that the optimizer changes nothing, and put the buffers back."""
@@ -91,45 +142,75 @@ class StepGuard:
             for name, buffer in module.named_buffers():
                 if name in before:
                     buffer.copy_(before[name])
-        self._buffers = None
+        self._buffers, self._noted = None, None
         self.skipped += 1
         self.consecutive += 1
 
     def snapshot(self, step: int, module: nn.Module, others: Sequence[Stateful]) -> None:
-        """Copy module, optimizers and schedules to memory where one is due and the last step was good."""
-        due = self._snapshot is None or step - self._snapshot[0] >= self.settings.snapshot_every
-        if due and self.consecutive == 0:
-            self._snapshot = (step, _copied(module.state_dict()), [_copied(other.state_dict()) for other in others])
+        """Copy module, optimizers and schedules to memory where one is due, between steps.
+
+        Only while all is well: the last step was finite, and the watched loss is near its best.
+        """
+        if self.is_open or self.consecutive > 0:
+            return
+        if self._snapshot is not None:
+            due = step - self._snapshot.step >= min(self.settings.snapshot_every, max(_SPACING, step // 4))
+            if not (due and self.meter.near_best):
+                return
+        states = [_copied(other.state_dict()) for other in others]
+        self._snapshot = _Snapshot(step, _copied(module.state_dict()), states, self.meter.state_dict())
 
     def roll_back(self, module: nn.Module, others: Sequence[Stateful]) -> bool:
-        """Return to the snapshot after ``max_bad_steps`` bad steps in a row; whether that happened.
+        """Return to the snapshot where the run has gone wrong, and lower ``cooling``; whether that happened.
 
         Raises:
             DivergedError: it happened more than ``max_rollbacks`` times.
         """
-        if self.consecutive < self.settings.max_bad_steps or self._snapshot is None:
+        reason = self._reason()
+        if reason is None or self._snapshot is None:
             return False
         if self.rollbacks >= self.settings.max_rollbacks:
             raise DivergedError(
-                f"training was not finite for {self.consecutive} steps in a row and {self.rollbacks} returns to a "
-                "snapshot did not help; lower the learning rate, or look for damaged data"
+                f"{reason} and {self.rollbacks} returns to a snapshot did not help; lower the learning rate, or look "
+                f"for damaged data{_REMEDY if self.meter.risen else ''}"
             )
-        step, weights, states = self._snapshot
-        module.load_state_dict(weights)
-        for other, state in zip(others, states, strict=True):
+        module.load_state_dict(self._snapshot.module)
+        for other, state in zip(others, self._snapshot.others, strict=True):
             other.load_state_dict(deepcopy(state))
-        _log.warning("%d steps in a row were not finite; back to the weights of step %d", self.consecutive, step)
+        self.meter.load_state_dict(self._snapshot.meter)
+        factor = self.settings.cooling
+        _log.warning("%s; back to the weights of step %d, learning rates times %g", reason, self._snapshot.step, factor)
+        self.cooling *= factor
         self.rollbacks += 1
         self.consecutive = 0
         return True
 
-    def state_dict(self) -> dict[str, int]:
-        """The counts; snapshots are not saved."""
-        return {"skipped": self.skipped, "rollbacks": self.rollbacks, "consecutive": self.consecutive}
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, and what an incomplete step has to remember; snapshots are not saved."""
+        total, count = self._noted or (None, 0)
+        return {
+            "skipped": self.skipped,
+            "rollbacks": self.rollbacks,
+            "consecutive": self.consecutive,
+            "cooling": self.cooling,
+            "meter": self.meter.state_dict(),
+            "buffers": self._buffers,
+            "noted": None if total is None else (averaged(total), count),
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """The inverse."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse; of older checkpoints, which have the first three numbers only, too."""
         self.skipped, self.rollbacks, self.consecutive = state["skipped"], state["rollbacks"], state["consecutive"]
+        self.cooling = state.get("cooling", 1.0)
+        self.meter.load_state_dict(state.get("meter", {}))
+        self._buffers, self._noted = state.get("buffers"), state.get("noted")
+
+    def _reason(self) -> str | None:
+        if self.consecutive >= self.settings.max_bad_steps:
+            return f"training was not finite for {self.consecutive} steps in a row"
+        if self.meter.risen:
+            return f"the {self.watched} rose to {self.meter.ratio:.1f} times its best"
+        return None
 
 
 def poisoned(module: nn.Module) -> Tensor:

@@ -67,7 +67,7 @@ class Trained:
 
 
 #: In the names of parameters that are rows of ids or places, and do not decay.
-_TABLES = ("embed", "position", "new_inputs", "new_outputs")
+_TABLES = ("embed", "position", "places", "table", "new_inputs", "new_outputs")
 #: In the paths of layers that Muon is not for: adapters, of low rank and zero at first, and classifiers.
 _NO_MATRICES = (".lora_", ".classifiers.")
 

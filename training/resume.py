@@ -37,8 +37,10 @@ class ResumableLoader:
         return self.order.batches
 
     def __iter__(self) -> Iterator[Any]:
+        # Read with the first batch, not before: where Lightning has to count the batches of an epoch, it makes this
+        # iterator before it restores how far it had got.
         self.order.start = self.position()
-        return iter(self.loader)
+        yield from self.loader
 
     @property
     def _iterator(self) -> Any:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..data.transforms import resized
+from ..tokenizers.augmentation import DiffAugment
 from ..tokenizers.base import TrainingTerms, VisualTokenizer
 from ..tokenizers.convolutional import Decoder
-from ..tokenizers.discriminator import PatchDiscriminator
+from ..tokenizers.discriminator import Discriminator
 from ..tokenizers.losses import PixelLoss
 from ..tokenizers.towers import Tower
-from .adversarial import ADVERSARIAL, AdversarialSettings, adaptive_weight, discriminator_term, generator_term
+from .adversarial import ADVERSARIAL, AdversarialSettings, Look, Reconstructed, adversarial_terms, resting
+from .anchors import LogitAnchors
 from .base import TrainingModule
 from .contrast import Contrast
 from .data import ImageData
@@ -24,6 +26,7 @@ from .frozen import Frozen
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings, Trained
 from .precision import SaveDtype, rounded
+from .seeding import Place, step_generator
 from .usage import CodeUsage
 
 
@@ -32,6 +35,13 @@ class TokenizerTraining(TrainingModule):
 
     Logs every term under ``train/``, usage and perplexity of each codebook, and on validation ``val/psnr`` (decibel,
     mean over images), ``val/l1`` and usage of the decoded codes; without a pixel loss every term under ``val/``.
+
+    With a discriminator, what shows whether a run is healthy: ``train/adversarial`` and ``train/discriminator`` (the
+    losses), ``train/logits_real`` and ``train/logits_fake`` (means), ``train/adaptive_weight``, and ``train/lecam`` and
+    ``train/r1`` where they have a weight. The same global batch gives the same weights on any number of processes; see
+    :class:`AdversarialSettings` for accumulated batches. Where the sum of pixel losses rises far above its best, the
+    run goes back to a snapshot, and the adversarial term begins anew: warm-up, ramp, and a weight that is lower by the
+    factor ``guard/cooling``.
 
     Args:
         tokenizer: any family.
@@ -65,7 +75,7 @@ class TokenizerTraining(TrainingModule):
         only: list[str] | None = None,
         teacher: Tower | None = None,
         contrast: Contrast | None = None,
-        discriminator: PatchDiscriminator | None = None,
+        discriminator: Discriminator | None = None,
         adversarial: AdversarialSettings = ADVERSARIAL,
         optimizer: OptimizerSettings = OPTIMIZER,
         guard: GuardSettings = GUARD,
@@ -83,6 +93,11 @@ class TokenizerTraining(TrainingModule):
         self._resting = _rest(tokenizer, only)
         self.tokenizer, self.contrast = tokenizer, contrast
         self.pixel_loss, self.discriminator, self.adversarial = pixel_loss, discriminator, adversarial
+        anchored = discriminator is not None and adversarial.lecam > 0
+        self.anchors = LogitAnchors(adversarial.lecam_decay) if anchored else None
+        self.augment = DiffAugment(adversarial.augment)
+        self._since = 0  # optimizer step at which the adversarial warm-up began anew
+        self.guard.watched = "training loss" if pixel_loss is None else "sum of pixel losses"
         self.weights, self.save_to = dict(weights or {}), save_to
         self.save_dtype: SaveDtype = save_dtype
         self._teacher = None if teacher is None else Frozen(teacher)
@@ -117,13 +132,44 @@ class TokenizerTraining(TrainingModule):
     def training_loss(self, batch: dict[str, Any]) -> Tensor:
         """The sum of all terms, those of the discriminator included."""
         terms, losses, pixel = self._terms(batch)
-        if self.discriminator is not None and terms.reconstruction is not None:
+        if pixel:
             total = torch.stack(list(pixel.values())).sum()
-            losses |= self._adversarial(self.discriminator, batch["images"], terms.reconstruction, total)
+            self.watch(total)
+            if self.discriminator is not None and terms.reconstruction is not None:
+                losses |= self._adversarial(self.discriminator, batch["images"], terms.reconstruction, total)
         self.usage.update(terms.codes)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         self.log_dict(self.usage.compute())
-        return torch.stack([value.float() for value in losses.values()]).sum()
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        return total + resting(self.discriminator) if self.discriminator is not None and self._rests() else total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the optimizer off a discriminator that does not train yet: zeros would still decay its weights."""
+        if self.discriminator is not None and self._rests():
+            self.discriminator.zero_grad(set_to_none=True)
+
+    def on_roll_back(self) -> None:
+        """Begin the warm-up and the ramp of the adversarial term anew."""
+        self._since = self.global_step + 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every module; and the codes seen of late, and when the adversarial warm-up began."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["usage"] = self.usage.state_dict()
+        checkpoint["adversarial"] = {"since": self._since}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every module; and the codes seen of late, and when the adversarial warm-up began.
+
+        Moving averages of logits begin anew where the run that wrote the checkpoint had none.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.usage.load_state_dict(checkpoint.get("usage", {}))
+        self._since = checkpoint.get("adversarial", {}).get("since", 0)
+        if self.anchors is not None:
+            fresh = {f"anchors.{name}": value for name, value in self.anchors.state_dict().items()}
+            for key in {"state_dict", "current_model_state"} & set(checkpoint):
+                checkpoint[key] = fresh | checkpoint[key]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Encode, decode, compare; without a pixel loss, the terms of training."""
@@ -153,7 +199,8 @@ class TokenizerTraining(TrainingModule):
     def _targets(self, images: Tensor) -> dict[str, Tensor]:
         if self._teacher is None:
             return {}
-        features = self._teacher(_resized(images, self._teacher.module))
+        side = getattr(self._teacher.network, "image_size", images.shape[-1])
+        features = self._teacher(resized(images, (side, side)))
         return {"tokens": features.tokens, "pooled": features.pooled}
 
     def _terms(self, batch: dict[str, Any]) -> tuple[TrainingTerms, dict[str, Tensor], dict[str, Tensor]]:
@@ -191,30 +238,28 @@ class TokenizerTraining(TrainingModule):
         return {name: weight * losses[name] for name, weight in weighed.items() if weight}
 
     def _adversarial(
-        self, discriminator: nn.Module, images: Tensor, reconstruction: Tensor, pixel: Tensor
+        self, discriminator: Discriminator, images: Tensor, reconstruction: Tensor, pixel: Tensor
     ) -> dict[str, Tensor]:
-        settings, step = self.adversarial, self.global_step
-        if step < settings.start:
+        if self._rests():
             return {}
-        losses: dict[str, Tensor] = {}
-        weight = settings.generator_weight(step)
-        if weight > 0:
-            term = generator_term(discriminator, reconstruction)
-            decoder: Any = self.tokenizer.decoder
-            balance = adaptive_weight(pixel, term, decoder.last_layer, settings.clamp)
-            losses["adversarial"] = weight * balance * term
-            self.log("train/adaptive_weight", balance)
-        # Last, because spectral norms move when the discriminator is called.
-        losses["discriminator"] = discriminator_term(discriminator, images, reconstruction)
-        return losses
+        place, decoder = self.place(), cast(Decoder, self.tokenizer.decoder)
+        batch = Reconstructed(images, reconstruction, pixel, decoder.last_layer)
+        look = self._look(place, len(images))
+        weight = self.adversarial.generator_weight(place.step, self._since) * self.guard.cooling
+        found = adversarial_terms(discriminator, self.anchors, self.adversarial, batch, look, place, weight)
+        self.log_dict({f"train/{name}": value for name, value in found.seen.items()})
+        return found.losses
 
+    def _rests(self) -> bool:
+        return self.global_step < self.adversarial.start
 
-def _resized(images: Tensor, teacher: nn.Module) -> Tensor:
-    """Images of the teacher's own size (bicubic), where theirs is another."""
-    side = getattr(teacher, "image_size", images.shape[-1])
-    if images.shape[2:] == (side, side):
-        return images
-    return F.interpolate(images, (side, side), mode="bicubic", antialias=True)
+    def _look(self, place: Place, count: int) -> Look:
+        """The augmentation of this process's rows: drawn for all samples of the step, so that samples keep theirs."""
+        if not self.augment.policy:
+            return lambda images: images
+        rows, total = place.rows(count, self.trainer.global_rank, self.trainer.world_size)
+        draws = self.augment.draw(total, step_generator(self.seed, place.step))[rows]
+        return lambda images: self.augment(images, draws)
 
 
 def _rest(tokenizer: VisualTokenizer, only: list[str] | None) -> Sequence[nn.Module]:

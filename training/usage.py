@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from ..tokenizers.codes import Codes, CodeSpec
+from ..tokenizers.quantizers import distributed
+from .processes import interleaved, share
 
 #: Tokens of every column that are looked at; at 16,384 codes four times the vocabulary.
 WINDOW = 65_536
@@ -34,7 +37,7 @@ class CodeUsage:
     def update(self, codes: Codes) -> None:
         """Add the codes of a batch; padding is left out."""
         ids = codes.ids.detach()[codes.mask].to(torch.int32)
-        world = dist.get_world_size() if _distributed() else 1
+        world = dist.get_world_size() if distributed() else 1
         kept = max(-(-self.window // world), len(ids))
         self._recent = (ids if self._recent is None else torch.cat([self._recent.to(ids.device), ids]))[-kept:]
         self._spec = codes.spec
@@ -50,7 +53,7 @@ class CodeUsage:
         if self._recent is None or self._spec is None:
             raise ValueError("usage is measured over codes, got none yet; call update first")
         counts = _counts(self._recent, self._spec)
-        if _distributed():
+        if distributed():
             dist.all_reduce(counts)
         found: dict[str, Tensor] = {}
         for name, part in _named(counts, self._spec):
@@ -61,6 +64,14 @@ class CodeUsage:
     def reset(self) -> None:
         """Forget all codes."""
         self._recent = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The codes looked at, of all processes together; to be called on all of them."""
+        return {} if self._recent is None else {"recent": interleaved(self._recent).cpu()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse, on any number of processes."""
+        self._recent = share(state["recent"]) if "recent" in state else None
 
 
 def _counts(ids: Tensor, spec: CodeSpec) -> Tensor:
@@ -83,7 +94,3 @@ def _named(counts: Tensor, spec: CodeSpec) -> Iterator[tuple[str, Tensor]]:
 def _perplexity(counts: Tensor) -> Tensor:
     shares = counts.double() / counts.sum().clamp(min=1)
     return torch.exp(torch.special.entr(shares).sum()).float()
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

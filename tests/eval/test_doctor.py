@@ -43,7 +43,6 @@ def test_a_healthy_run_has_no_findings():
         ("perplexity__pixel", [100.0] * 25 + [20.0] * 25, "pixel", "perplexity fell from 100.0 to 20.0"),
         ("train__quantizer", [0.1] * 25 + [2.0] * 25, "train/quantizer", "grew from 0.1 to 2 (20 times)"),
         ("train__discriminator", [0.5] * 25 + [0.001] * 25, "discriminator", "it tells every reconstruction"),
-        ("train__discriminator", [1.0] * 50, "discriminator", "tells nothing apart"),
         ("train__l1", [0.5, 0.1, 0.1] * 10 + [0.6] * 20, "train/l1", "the run has diverged"),
         ("train__l1", [0.5] * 49 + [math.nan], "train/l1", "not finite"),
         ("guard__rollbacks", [0.0] * 49 + [2.0], "guard", "rolled back 2 times"),
@@ -56,6 +55,12 @@ def test_known_troubles_are_named(name, values, where, what):
     assert (found.kind, found.where) == ("problem", where)
     assert what in found.what
     assert found.remedy
+
+
+def test_a_discriminator_at_chance_is_a_remark():
+    (found,) = examine_curves(curves(train__discriminator=[1.0] * 50))
+    assert (found.kind, found.where) == ("remark", "discriminator")
+    assert "tells nothing apart" in found.what
 
 
 def test_single_spikes_are_no_trouble():

@@ -157,7 +157,7 @@ def test_counts_of_the_guard_survive_a_checkpoint(tmp_path):
 
 
 def test_guard_settings_are_checked():
-    with pytest.raises(ValueError, match=r"must be >= 1, got 0, 200 and 3"):
+    with pytest.raises(ValueError, match=r"must be >= 1, got 0, 200, 5 and 20"):
         GuardSettings(max_bad_steps=0)
 
 

@@ -1,8 +1,7 @@
-"""Tokenizer training: two adversaries in one optimizer, terms, exact resume, what is written."""
+"""Tokenizer training: terms, stages, exact resume, what is written."""
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 
@@ -16,19 +15,18 @@ from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.base import VisualTokenizer
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.discriminator import PatchDiscriminator
-from smalti.tokenizers.losses import PixelLoss, hinge_discriminator, hinge_generator
+from smalti.tokenizers.losses import PixelLoss
 from smalti.tokenizers.qformer import QFormer
 from smalti.tokenizers.quantizers import VectorQuantizer
 from smalti.tokenizers.queries import GridReader
 from smalti.tokenizers.seed import SeedTokenizer
 from smalti.tokenizers.vision import TransformerDecoder, VisionTower
 from smalti.tokenizers.vq import VQTokenizer
-from smalti.training.adversarial import AdversarialSettings, adaptive_weight, discriminator_term, generator_term
+from smalti.training.adversarial import AdversarialSettings
 from smalti.training.contrast import Contrast, TextTower
 from smalti.training.interrupt import GracefulInterrupt
 from smalti.training.optimizer import OptimizerSettings
 from smalti.training.resume import ResumableData
-from smalti.training.seeding import seed_batch
 from smalti.training.tokenizer import TokenizerTraining
 
 SIZE = 16
@@ -80,92 +78,6 @@ def copied(part: torch.nn.Module) -> dict[str, Tensor]:
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_gradients_equal_those_of_two_optimizers(tmp_path):
-    class Seen(Callback):
-        def on_after_backward(self, trainer, pl_module):
-            self.found = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
-
-    adversarial = AdversarialSettings(weight=0.5, warmup=0, ramp=0, clamp=(0.0, 1e4))
-    ours, seen, data = module(discriminator=discriminator(), adversarial=adversarial), Seen(), Noise()
-    reference, judge = copy.deepcopy(ours.tokenizer), copy.deepcopy(ours.discriminator)
-    trainer(tmp_path, max_steps=1, callbacks=[seen], limit_val_batches=0).fit(ours, data)
-
-    images = torch.stack([item["images"] for item in data.items[:2]])
-    seed_batch(0, 0, 0)  # k-means draws
-    terms = reference.training_step_terms(images)
-    judged = copy.deepcopy(judge)
-    # the classical procedure: first the generator with the discriminator as it is, then the discriminator alone
-    pixel = (terms.reconstruction - images).abs().mean()
-    adverse = hinge_generator(judged(terms.reconstruction))
-    last = reference.decoder.last_layer
-    ratio = torch.autograd.grad(pixel, last, retain_graph=True)[0].norm()
-    ratio = ratio / (torch.autograd.grad(adverse, last, retain_graph=True)[0].norm() + 1e-4)
-    (pixel + terms.losses["quantizer"] + 0.5 * ratio.detach() * adverse).backward()
-    hinge_discriminator(judge(images), judge(terms.reconstruction.detach())).backward()
-
-    expected = {f"tokenizer.{name}": p.grad for name, p in reference.named_parameters() if p.grad is not None}
-    expected |= {f"discriminator.{name}": p.grad for name, p in judge.named_parameters()}
-    assert seen.found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(seen.found[name], gradient, rtol=1e-4, atol=1e-7)
-
-
-def test_each_adversarial_term_reaches_its_own_side():
-    judge, images = discriminator(), torch.rand(2, 3, SIZE, SIZE)
-    before = copied(judge)
-    reconstruction = torch.rand(2, 3, SIZE, SIZE, requires_grad=True)
-    generator_term(judge, reconstruction).backward()
-    assert reconstruction.grad is not None
-    assert all(p.grad is None for p in judge.parameters())
-    assert equal(before, copied(judge))
-    reconstruction.grad = None
-    discriminator_term(judge, images, reconstruction).backward()
-    assert reconstruction.grad is None
-    assert all(p.grad is not None for p in judge.parameters())
-
-
-def test_discriminator_rests_trains_alone_and_then_counts(tmp_path):
-    class States(Callback):
-        def __init__(self):
-            self.judges, self.logged = [], []
-
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            self.judges.append(copied(pl_module.discriminator))
-            self.logged.append(set(trainer.callback_metrics))
-
-    settings = AdversarialSettings(weight=1.0, start=2, warmup=1, ramp=2)
-    run, states = module(discriminator=discriminator(), adversarial=settings), States()
-    before = copied(run.discriminator)
-    fitting = trainer(tmp_path, max_steps=5, callbacks=[states], limit_val_batches=0)
-    fitting.fit(run, Noise())
-    assert [equal(before, judge) for judge in states.judges] == [True, True, False, False, False]
-    assert ["train/discriminator" in names for names in states.logged] == [False, False, True, True, True]
-    assert ["train/adversarial" in names for names in states.logged] == [False, False, False, True, True]
-    assert [settings.generator_weight(step) for step in range(6)] == [0, 0, 0, 0.5, 1.0, 1.0]
-    assert fitting.global_step == 5
-
-
-def test_adaptive_weight_is_the_clamped_ratio():
-    last = torch.tensor([1.0, 2.0], requires_grad=True)
-    pixel, adverse = (3 * last).sum(), (0.5 * last).sum()
-    assert adaptive_weight(pixel, adverse, last, (0.0, 100.0)).item() == pytest.approx(6.0, rel=1e-3)
-    assert adaptive_weight(pixel, adverse, last, (0.3, 5.0)).item() == 5.0
-    assert adaptive_weight(adverse, pixel, last, (0.3, 5.0)).item() == pytest.approx(0.3)
-    assert not adaptive_weight(pixel, adverse, last, (0.0, 9.0)).requires_grad
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"start": -1}, r"start, warmup and ramp must be >= 0 steps, got -1, 500 and 1000"),
-        ({"clamp": (2.0, 1.0)}, r"clamp must be 0 <= low <= high, got \(2.0, 1.0\)"),
-    ],
-)
-def test_adversarial_settings_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        AdversarialSettings(**options)
 
 
 def test_a_nan_batch_leaves_codebooks_weights_and_moments_alone(tmp_path):
