@@ -130,7 +130,8 @@ def shrunk(tiny: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> Callable[[
     def read(path: Path) -> dict[str, Any]:
         recipe = tiny(path, yaml.safe_load(path.read_text()))
         if "compare" in recipe:
-            recipe = drawn(recipe, recipe["compare"].get("size"))
+            data = recipe.get("training", {}).get("data", {}).get("init_args", {})
+            recipe = drawn(recipe, recipe["compare"].get("size", data.get("size")))
         words = CAPS | {"count": 600}  # few pictures do not show every word
         for stage in recipe.get("stages", recipe.get("before")).values():
             stage["with"] = capped(stage["with"], words if stage["run"] == "vocabulary" else CAPS)
