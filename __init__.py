@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .generation.detokenizers import Detokenizer, load_decoder
+    from .generation.diffusion import DecoderSampling, DiffusionDecoder
     from .generation.enat import ENATPipeline, MaskedSampling
     from .generation.folders import load_pictures
     from .generation.orders import Grouped, Masked, Neighbouring, NextScale, Random, Raster
@@ -32,6 +34,9 @@ _HOMES = {
     "CodeSpec": "tokenizers.codes",
     "Codebook": "tokenizers.codes",
     "Codes": "tokenizers.codes",
+    "DecoderSampling": "generation.diffusion",
+    "Detokenizer": "generation.detokenizers",
+    "DiffusionDecoder": "generation.diffusion",
     "DualTokenizer": "tokenizers.dual",
     "ENATPipeline": "generation.enat",
     "Grouped": "generation.orders",
@@ -56,6 +61,7 @@ _HOMES = {
     "Vocabulary": "lm.vocabulary",
     "XARPipeline": "generation.xar",
     "XARSampling": "generation.xar",
+    "load_decoder": "generation.detokenizers",
     "load_pictures": "generation.folders",
 }
 
@@ -64,6 +70,9 @@ __all__ = [
     "CodeSpec",
     "Codebook",
     "Codes",
+    "DecoderSampling",
+    "Detokenizer",
+    "DiffusionDecoder",
     "DualTokenizer",
     "ENATPipeline",
     "Grouped",
@@ -88,6 +97,7 @@ __all__ = [
     "Vocabulary",
     "XARPipeline",
     "XARSampling",
+    "load_decoder",
     "load_pictures",
 ]
 
