@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -28,14 +27,6 @@ class Held(nn.Module):
     def network(self) -> Any:
         """The frozen network."""
         return self._outside[0]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy that looks through the same network: averages of weights need no second one."""
-        memo[id(self.network)] = self.network
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        made.__dict__.update(deepcopy(self.__dict__, memo))
-        return made
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.network._apply(keeping_dtype(fn))

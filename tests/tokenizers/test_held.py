@@ -1,5 +1,3 @@
-from copy import deepcopy
-
 import torch
 from torch import nn
 
@@ -27,11 +25,3 @@ def test_gradients_flow_through():
     held = Held(nn.Linear(2, 1, bias=False))
     held.network(given).backward()
     assert torch.equal(given.grad, held.network.weight)
-
-
-def test_copies_share_the_network():
-    holder = nn.ModuleDict({"own": nn.Linear(2, 1), "held": Held(nn.Linear(2, 2))})
-    copied = deepcopy(holder)
-    assert copied["held"] is not holder["held"]
-    assert copied["held"].network is holder["held"].network
-    assert copied["own"].weight is not holder["own"].weight
