@@ -67,6 +67,15 @@ def check_scheduler(scheduler: Scheduler, prediction: str) -> None:
         )
 
 
+def training_scheduler(scheduler: Scheduler) -> Scheduler:
+    """What mixes noise in for a scheduler: itself, or DDPM's of the same betas, whatever samples.
+
+    Made once, before training, it spares every step the table of betas.
+    """
+    is_ready = isinstance(scheduler, DDPMScheduler) or prediction_of(scheduler) == "flow"
+    return scheduler if is_ready else DDPMScheduler.from_config(scheduler.config)
+
+
 def noised(scheduler: Scheduler, clean: Tensor, noise: Tensor, times: Tensor) -> Noised:
     """Noisy things at some times.
 
@@ -82,7 +91,7 @@ def noised(scheduler: Scheduler, clean: Tensor, noise: Tensor, times: Tensor) ->
         sigmas = shift * times / (1 + (shift - 1) * times)
         mixed = clean.lerp(noise, _spread(sigmas, clean))
         return Noised(mixed, noise - clean, sigmas * steps)
-    trained: Any = DDPMScheduler.from_config(scheduler.config)  # the same betas, whatever samples
+    trained: Any = training_scheduler(scheduler)
     timesteps = (times * steps).long().clamp(0, steps - 1)
     mixed = trained.add_noise(clean, noise, timesteps)
     kind = prediction_of(scheduler)

@@ -16,7 +16,7 @@ from ..data.transforms import resized
 from ..eval.images.metrics import psnr
 from ..generation.diffusion import SAMPLING, DecoderSampling, Denoiser, DiffusionDecoder
 from ..generation.latents import LatentSpace
-from ..generation.objectives import Times, draw_times, noised
+from ..generation.objectives import Times, draw_times, noised, training_scheduler
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
 from .base import TrainingModule
@@ -85,6 +85,7 @@ class DecoderTraining(TrainingModule):
             torch.manual_seed(seed)
             made: Any = type(denoiser).from_config(denoiser.config)
             self.decoder = DiffusionDecoder.build(frozen, made, scheduler, space, sampling, layers, heads)
+        self._noising = training_scheduler(scheduler)
         self.condition_dropout, self.save_to = condition_dropout, save_to
         self.times: Times = times
         self.save_dtype: SaveDtype = save_dtype
@@ -146,7 +147,7 @@ class DecoderTraining(TrainingModule):
         return resized(images, self.tokenizer.image_size)
 
     def _loss(self, clean: Tensor, codes: Codes, times: Tensor, noise: Tensor, dropped: Tensor) -> Tensor:
-        made = noised(self.decoder.scheduler, clean, noise.to(clean), times.to(clean.device))
+        made = noised(self._noising, clean, noise.to(clean), times.to(clean.device))
         memory, mask = self.decoder.read_codes(codes)
         memory = torch.where(dropped.to(memory.device)[:, None, None], self.decoder.condition.none_for(memory), memory)
         return F.mse_loss(self.decoder.predict(made.noisy, made.timesteps, memory, mask), made.target)

@@ -18,7 +18,7 @@ from ..data.transforms import resized
 from ..generation.diffusion import load_scheduler
 from ..generation.latents import AutoencoderLatents
 from ..generation.loading import load_model
-from ..generation.objectives import Times, draw_times, noised, prediction_of
+from ..generation.objectives import Times, draw_times, noised, prediction_of, training_scheduler
 from ..generation.vilex import ViLex, ViLexPrompts, tail_drop
 from ..tokenizers.held import Held
 from ..tokenizers.queries import agree
@@ -77,7 +77,8 @@ class ViLexTraining(TrainingModule):
         folder, self.save_to = Path(model), save_to
         self.times: Times = times
         self.save_dtype: SaveDtype = save_dtype
-        self.tokenizer, self.scheduler = _tokenizer(folder / "tokenizer"), load_scheduler(folder / "scheduler")
+        self.tokenizer = _tokenizer(folder / "tokenizer")
+        self.scheduler = training_scheduler(load_scheduler(folder / "scheduler"))
         text_encoder = load_model(CLIPTextModel, folder / "text_encoder")
         unet, vae = load_model(UNet2DConditionModel, folder / "unet"), load_model(AutoencoderKL, folder / "vae")
         _check(unet, vae, text_encoder)
