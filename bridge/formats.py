@@ -4,18 +4,15 @@ licence."""
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.files import atomic_file
+from ..data.weight_files import read_weight_file
 from ..lm.saved import SavedModel
 from ..lm.xar import XAR
 from ..tokenizers.base import VisualTokenizer
@@ -268,17 +265,7 @@ def read_weights(checkpoint: str | Path, inside: Sequence[str] = ()) -> dict[str
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"a checkpoint was expected at {path}, which does not exist; check the path")
-    try:
-        stored: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} must hold tensors that can be read without running its code ({_first(error)}); "
-            "convert it to safetensors where you trust it"
-        ) from error
+    stored = read_weight_file(path)
     for path_inside in inside:
         if isinstance(found := _within(stored, path_inside), Mapping):
             stored = found
@@ -328,7 +315,3 @@ def _together(files: Sequence[tuple[Path, Mapping[str, Tensor]]], apart: Mapping
                 )
             found[prefix + name], origin[prefix + name] = tensor, file
     return found
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

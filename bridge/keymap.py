@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+_SHOWN = 12  #: names of a kind in an error at most
+
 Target = str | Callable[[re.Match[str]], str]
 
 
@@ -210,6 +212,12 @@ def _check(state: _State, wanted: Mapping[str, Tensor], source: str) -> None:
         if name in found and found[name].shape != wanted[name].shape
     ]
     problems = [("not used", unused), ("missing", missing), ("of another shape", shapes)]
-    told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems if names)
+    told = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems if names)
     if told:
         raise ValueError(f"weights of {source} must match key by key, got {told}; use the configuration they belong to")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of many."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -12,6 +12,7 @@ from typing import NoReturn
 from .errors import UsageError
 
 _ARGUMENT = re.compile(r"argument (\S+): (.*)")
+_CHOICE = re.compile(r"invalid choice: (.+) \(choose from (.+)\)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             raise UsageError(self._unknown(message.partition(": ")[2].split()[0].partition("=")[0]))
         if found := _ARGUMENT.fullmatch(message):
-            message = f"{found[1]} {found[2]}"
+            message = f"{found[1]} {_CHOICE.sub(_known, found[2])}"
         raise UsageError(f"{message}; see {self.prog} --help")
 
     def _unknown(self, given: str) -> str:
@@ -33,6 +34,10 @@ class Parser(argparse.ArgumentParser):
         return f"{self.prog} has no option {given}; " + (
             f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         )
+
+
+def _known(found: re.Match[str]) -> str:
+    return f"must be one of {found[2].replace(chr(39), '')}, got {found[1]}"
 
 
 def number(

@@ -8,6 +8,9 @@ from pathlib import Path
 from .errors import UsageError
 from .outputs import file_target, say
 
+#: One process reads results; see `run_chosen`.
+SHARES_WORK = False
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti compare``."""

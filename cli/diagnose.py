@@ -12,6 +12,8 @@ from jsonargparse import ArgumentError
 from jsonargparse._util import import_object
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from .class_paths import refusal
+
 #: A class, or a function: what has options.
 Owner = type[Any] | Callable[..., Any]
 
@@ -19,6 +21,7 @@ _ROOTS = {"model": LightningModule, "data": LightningDataModule, "trainer": Trai
 _STEP = re.compile(r"Parser key \"([^\"]+)\":|Problem with given class_path '([^']+)':")
 _CLASS = re.compile(r"Expected a dot import path string: (\S+)|Import path (\S+) does not correspond")
 _OPTION = re.compile(r"Option '([^']+)' is not accepted|(Group|Subcommand) '([^']+)' does not accept option '([^']+)'")
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed")
 _FLAG = re.compile(r"[Uu]nrecognized arguments: --([^\s=]+)")
 _VALUE = re.compile(r"Expected a (?:typing\.Literal\[(.+)\]|(.+?))\. Got value: (.*)")
 
@@ -36,6 +39,8 @@ def explain(error: Exception, root: Owner | None = None) -> str:
         root: the function whose arguments were parsed; None for Lightning's command line.
     """
     flat = " ".join(str(error).split())
+    if found := _DENIED.search(flat):
+        return refusal(found[1])
     if found := _FLAG.search(flat):
         *path, name = found[1].split(".")
         return _option(path, _owner(path, root), name)

@@ -10,6 +10,7 @@ from types import ModuleType
 
 from .arguments import Parser
 from .errors import UsageError
+from .together import together
 
 #: By name, the module of this package that runs it, and its line of help.
 Commands = Mapping[str, tuple[str, str]]
@@ -36,6 +37,9 @@ def chosen(commands: Commands, name: str, unknown: str) -> ModuleType:
 def run_chosen(program: str, commands: Commands, module: ModuleType, arguments: list[str]) -> int:
     """Parse the arguments as ``module.add_arguments(parser)`` declares them, and return ``module.run(args)``.
 
+    A module may say ``SHARES_WORK``: true, and ``args.processes`` are those that a launcher started; false, and several
+    are refused.
+
     Args:
         program: that of the command, e.g. ``smalti eval tokens``.
         commands: what its last word stands in, for its line of help.
@@ -43,11 +47,15 @@ def run_chosen(program: str, commands: Commands, module: ModuleType, arguments: 
         arguments: after the program's.
 
     Raises:
-        UsageError: wrong arguments.
+        UsageError: wrong arguments, or several processes for work that one does.
     """
     parser = Parser(program, description=commands[program.rpartition(" ")[2]][1])
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args(arguments)))
+    shares: bool | None = getattr(module, "SHARES_WORK", None)
+    if shares is None:
+        return int(module.run(parser.parse_args(arguments)))
+    with together(program, shares) as processes:
+        return int(module.run(parser.parse_args(arguments, argparse.Namespace(processes=processes))))
 
 
 def overview(program: str, commands: Commands, description: str, what: str = "command") -> argparse.ArgumentParser:

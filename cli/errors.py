@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from ..data.files import DiskFullError
+from .outside import outside, unwrapped
 
-#: Exit codes: the command was wrong, or Ctrl-C ended it (128 + SIGINT).
-WRONG, INTERRUPTED = 2, 130
+#: Exit codes: the command was wrong, Ctrl-C ended it (128 + SIGINT), or nobody reads its answer (128 + SIGPIPE).
+WRONG, INTERRUPTED, UNREAD = 2, 130, 141
 
 
 class InterruptedRunError(Exception):
@@ -27,9 +26,10 @@ class UsageError(ValueError):
 def one_line(debug: bool = False) -> Generator[None]:
     """Turn errors that a user can mend into one line on standard error and an exit code.
 
-    Wrong values, missing files and optional packages that are missing exit with 2, an interruption with 130. Anything
-    else is a defect and keeps its traceback, as does everything under ``debug`` or with ``SMALTI_DEBUG=1`` in the
-    environment.
+    Wrong values, missing files, optional packages that are missing, and what the machine does (a failing disk, too
+    little memory, a process that ends by itself) exit with 2, an interruption with 130, and a reader of the output
+    that has gone with 141. Anything else is a defect and keeps its traceback, as does everything under ``debug`` or
+    with ``SMALTI_DEBUG=1`` in the environment.
 
     Raises:
         SystemExit: in place of the error.
@@ -41,38 +41,34 @@ def one_line(debug: bool = False) -> Generator[None]:
     except KeyboardInterrupt:
         _exit("interrupted", INTERRUPTED)
     except Exception as error:
-        if not _mendable(error):
+        told = unwrapped(error)
+        sentence = outside(told) or (_sentence(told) if _mendable(told) else None)
+        if sentence is None and isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            sys.exit(UNREAD)
+        if sentence is None:
             raise
         if debug or os.environ.get("SMALTI_DEBUG") == "1":
             traceback.print_exc()
-        _exit(f"error: {_sentence(error)}", WRONG)
+        _exit(f"error: {sentence}", WRONG)
 
 
 def _mendable(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        kinds = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-        return isinstance(error, (DiskFullError, *kinds)) or error.errno == errno.ENOSPC
     if isinstance(error, ImportError):
         # Python itself names the module that it could not import: a defect, unlike a package that code here asks for.
         return type(error) is ImportError and error.name is None
     # ArgumentError is jsonargparse's and argparse's, DivergedError training's; neither is worth an import here.
     named = {"ArgumentError", "DivergedError", "MisconfigurationException"}
-    return isinstance(error, (ValueError, TypeError)) or type(error).__name__ in named
+    kinds = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+    return isinstance(error, (*kinds, PermissionError)) or type(error).__name__ in named
 
 
 def _sentence(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not isinstance(error, DiskFullError):
-        place = "" if error.filename is None else f" of {error.filename}"
-        return f"the disk{place} must have room to write to, got a full one; free some space and try again"
-    if isinstance(error, OSError) and error.errno is not None:
-        text = error.strerror or text
-        if error.filename is not None:
-            text = f"{text}: {error.filename}"
-    return " ".join(text.split()) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _exit(line: str, code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.write(line + "\n")
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.write(" ".join(line.split()) + "\n")
     sys.exit(code)

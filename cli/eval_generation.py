@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from ..eval.images.feature_statistics import Reference
     from ..eval.images.picture_sets import PictureSet
 
+#: Several processes look at pictures; see `run_chosen`.
+SHARES_WORK = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti eval generation``."""
@@ -107,7 +110,10 @@ def run(args: argparse.Namespace) -> int:
             device=device,
             preset=preset,
             progress=bar.update,
+            processes=args.processes,
         )
+    if not args.processes.first:
+        return 0
     write_result(out, result.scores, result.protocol, result.model)
     say_scores(result.scores, result.protocol.count)
     say(f"wrote {out}")

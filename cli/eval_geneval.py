@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ..eval.presets import Preset
     from ..eval.protocol import Protocol
 
+#: Several processes judge; see `run_chosen`.
+SHARES_WORK = True
+
 #: What a result says of the scorer whose results file it was read from.
 OFFICIAL_DETECTOR = "mmdet mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco, colours by OpenAI CLIP ViT-L/14"
 
@@ -37,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the prompts, or judge the images of all of them and write the score with its protocol.
 
+    A command that was killed while it judged goes on where it stopped.
+
     Raises:
         UsageError: an output that cannot be written, an unknown device, a setting of the sampler given twice, or a
             results file of a detector that is not stated or stated wrongly.
@@ -44,8 +49,11 @@ def run(args: argparse.Namespace) -> int:
         BrokenImageError: an image that is no readable PNG.
         ValueError: a run that is not complete, an unknown preset or detector, or a result that is not the preset's.
     """
-    actions = {"prompts": _write_prompts, "score": _score, "read": _read}
-    return actions[args.action](args)
+    if args.action == "score":
+        return _score(args)
+    if not args.processes.first:
+        return 0
+    return _read(args) if args.action == "read" else _write_prompts(args)
 
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +126,8 @@ def _score(args: argparse.Namespace) -> int:
 
     from ..eval.detection.clip_colors import ClipColors
     from ..eval.detection.detectors import colors_in, load_detector
-    from ..eval.geneval_results import Rules, Scorer, judge_samples, run_protocol, write_results
+    from ..eval.geneval_judging import Journal, judge_samples
+    from ..eval.geneval_results import Rules, Scorer, run_protocol, write_results
     from ..eval.protocol import file_hash, text_hash
 
     device = choose_device(args.device)
@@ -132,6 +141,7 @@ def _score(args: argparse.Namespace) -> int:
     entries = [sample.entry for sample in samples]
     protocol = run_protocol(entries, scorer, rewritten=args.rewritten, sampler=sampler, seed=args.seed)
     protocol = _checked(protocol, preset)
+    journal = Journal(out, scorer)
     with Bar("images", len(samples)) as bar:
         judged = judge_samples(
             samples,
@@ -140,12 +150,18 @@ def _score(args: argparse.Namespace) -> int:
             scorer=scorer,
             rewritten=args.rewritten,
             progress=bar.update,
+            journal=journal,
+            processes=args.processes,
         )
+    if not args.processes.first:
+        return 0
     if results:
         write_results(results, judged)
         say(f"wrote {results}: {len(judged.samples):,} verdicts")
     images_hash = text_hash(file_hash(sample.path) for sample in samples)
-    return _report(judged, protocol, {"name": _name(args, args.folder), "images_hash": images_hash}, out)
+    _report(judged, protocol, {"name": _name(args, args.folder), "images_hash": images_hash}, out)
+    journal.remove()
+    return 0
 
 
 def _read(args: argparse.Namespace) -> int:
@@ -160,7 +176,8 @@ def _read(args: argparse.Namespace) -> int:
     scorer = _stated_scorer(args, judged)
     protocol = run_protocol(judged.entries, scorer, rewritten=args.rewritten, sampler=sampler, seed=args.seed)
     model = {"name": _name(args, args.results), "results_hash": file_hash(args.results)}
-    return _report(judged, _checked(protocol, preset), model, out)
+    _report(judged, _checked(protocol, preset), model, out)
+    return 0
 
 
 def _stated_scorer(args: argparse.Namespace, judged: GenEvalRun) -> Scorer:
@@ -189,7 +206,7 @@ def _checked(protocol: Protocol, preset: Preset | None) -> Protocol:
     return replace(protocol, preset=preset.name)
 
 
-def _report(judged: GenEvalRun, protocol: Protocol, model: dict[str, str], out: Path) -> int:
+def _report(judged: GenEvalRun, protocol: Protocol, model: dict[str, str], out: Path) -> None:
     from ..eval.protocol import write_result
 
     scores = judged.scores(seed=protocol.seed)
@@ -200,7 +217,6 @@ def _report(judged: GenEvalRun, protocol: Protocol, model: dict[str, str], out: 
     for name, score in {**scores["tasks"], "overall": scores["overall"]}.items():
         say(f"  {name:<{width}}  {score:.4f}  [{ends[name]['low']:.4f}, {ends[name]['high']:.4f}]")
     say(f"wrote {out}")
-    return 0
 
 
 def _name(args: argparse.Namespace, path: str) -> str:

@@ -35,8 +35,8 @@ _SCENES_COUNT = 1000
 _LAST_SEED = 2**63 - 1
 
 _TEXT = (
-    "pictures, folders of them, WebDataset tars, npz files of ADM, or scenes[:full|small] for held-back pictures of "
-    f"the embedded world ({_SCENES_COUNT:,} unless --limit says another number)"
+    "pictures, folders of them, WebDataset tars, npz files of ADM, or scenes[:full|small[:train|validation|heldout]] "
+    f"of the embedded world ({_SCENES_COUNT:,} unless --limit says another number)"
 )
 
 
@@ -178,7 +178,7 @@ def dataset_name(paths: Sequence[str], given: str | None) -> str:
     """What a protocol calls the pictures: the name given, or the last parts of their paths."""
     if given:
         return given
-    names = [f"scenes-{_world(path)} validation" if _is_scenes(path) else Path(path).absolute().name for path in paths]
+    names = [f"scenes-{' '.join(_world(path))}" if _is_scenes(path) else Path(path).absolute().name for path in paths]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
@@ -288,7 +288,8 @@ def _source(path: str, limit: int | None) -> ImageSource:
     if _is_scenes(path):
         from ..data.scenes import Scenes
 
-        return Scenes(_world(path), "validation", limit or _SCENES_COUNT)
+        world, split = _world(path)
+        return Scenes(world, split, limit or _SCENES_COUNT)
     from ..data.sources import ImageFolder, WebDataset
 
     if not Path(path).exists():
@@ -311,8 +312,16 @@ def _is_scenes(path: str) -> bool:
     return path.partition(":")[0] == SCENES and not Path(path).exists()
 
 
-def _world(path: str) -> Any:
-    world = path.partition(":")[2] or "full"
-    if world not in ("full", "small"):
-        raise UsageError(f"the embedded world is {SCENES}:full or {SCENES}:small, got {path!r}; choose one of them")
-    return world
+def _world(path: str) -> tuple[Any, Any]:
+    """World and split of the embedded world that are meant."""
+    from ..data.scene_world import SPLITS
+
+    given = [part or None for part in path.split(":")[1:]]
+    world, split = (*given, None, None)[:2]
+    world, split = world or "full", split or "validation"
+    if world not in ("full", "small") or split not in SPLITS or len(given) > 2:
+        raise UsageError(
+            f"the embedded world is {SCENES}:full or {SCENES}:small, and its split one of {', '.join(SPLITS)}, as in "
+            f"{SCENES}:full:train, got {path!r}; choose one of them"
+        )
+    return world, split

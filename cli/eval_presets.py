@@ -6,6 +6,9 @@ import argparse
 
 from .outputs import say
 
+#: One process reads results; see `run_chosen`.
+SHARES_WORK = False
+
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
     """There are none."""

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from ..eval.images.picture_sets import Levels
     from ..eval.images.reconstruction import Sink
 
+#: Several processes code and decode; see `run_chosen`.
+SHARES_WORK = True
+
 _SHOWN = 8  # pictures on a sheet
 
 
@@ -127,7 +130,10 @@ def run(args: argparse.Namespace) -> int:
             sink=_sink(rebuilt, len(source)),
             progress=bar.update,
             watch=shown.add if sheet else None,
+            processes=args.processes,
         )
+    if not args.processes.first:
+        return 0
     write_result(out, result.scores, result.protocol, result.model)
     say_scores(result.scores, result.protocol.count)
     if extractor is None:

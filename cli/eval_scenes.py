@@ -16,6 +16,9 @@ from .progress import Bar
 if TYPE_CHECKING:
     from ..eval.presets import Preset
 
+#: Several processes draw and rebuild; see `run_chosen`.
+SHARES_WORK = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti eval scenes``."""
@@ -65,7 +68,9 @@ def _model(args: argparse.Namespace, out: Path, preset: Preset | None) -> int:
     if preset is not None:
         preset.check(protocol)  # before the drawing, which takes longest
         protocol = replace(protocol, preset=preset.name)
-    found = measure_pictures(pipeline, settings)
+    found = measure_pictures(pipeline, settings, args.processes)
+    if not args.processes.first:
+        return 0
     scores, sheet = dict(found.scores), out.with_suffix(".samples.png")
     if args.training:
         scores["memory"] = memory_scores(found.images, World.named(args.world), args.training, args.seed)
@@ -111,7 +116,10 @@ def _ceiling(args: argparse.Namespace, out: Path, preset: Preset | None) -> int:
             batch_size=args.batch,
             seed=args.seed,
             progress=bar.update,
+            processes=args.processes,
         )
+    if not args.processes.first:
+        return 0
     scores = found.to_dict()
     protocol = ceiling_protocol(tokenizer, args.world, args.per_prompt, args.seed)
     write_result(

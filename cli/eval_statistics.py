@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from ..eval.images.extractors import FeatureExtractor
     from ..eval.images.feature_statistics import Reference
 
+#: Several processes look at pictures; see `run_chosen`.
+SHARES_WORK = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``smalti eval statistics``."""
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     quiet()
     extractor = load_extractor(args.extractor, device, args.unknown_weights)
     reference = _converted(args, crop, extractor) if args.from_adm else _measured(args, crop, extractor, device)
+    if not args.processes.first:
+        return 0
     reference.save(out)
     count, width = reference.statistics.count, len(reference.statistics.mean)
     say(f"wrote {out}: {width} features of {count:,} pictures, {reference.dataset} ({reference.split})")
@@ -113,4 +118,4 @@ def _measured(args: argparse.Namespace, crop: Crop | None, extractor: FeatureExt
 
     pictures = PictureSet(picture_source(args.pictures, args.limit), dataset_name(args.pictures, args.dataset), crop)
     with say_warnings(), Bar("pictures", len(pictures)) as bar:
-        return reference_of(pictures, extractor, args.split, args.batch, device, bar.update)
+        return reference_of(pictures, extractor, args.split, args.batch, device, bar.update, args.processes)

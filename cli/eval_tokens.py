@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
     from ..tokenizers.codes import Codes
 
+#: Several processes encode; see `run_chosen`.
+SHARES_WORK = True
+
 #: The file by which a token store is known.
-_STORE = "store.json"
+_STORE = "_store.json"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     out = file_target(args.out, "--out", ".json")
     _check_order(args.order)
     coded = _coded(args)
+    if not args.processes.first:
+        return 0
 
     from ..eval.protocol import Protocol, write_result
     from ..eval.tables import markdown
@@ -121,14 +126,15 @@ def _coded(args: argparse.Namespace) -> _Coded:
 
 def _store(folder: Path, args: argparse.Namespace) -> _Coded:
     """A token store, which knows its pictures by their hash if at all."""
-    from ..data.tokens import TokenStore
+    from ..data.store import TokenStore
     from ..eval.tokens.stream import stored_codes
 
     store = TokenStore.open(folder)
     codes = stored_codes(store)
-    named, digits = _identity(codes, store.origin.get("pictures_hash"), args.dataset or "a token store")
+    known = store.index["pictures"] if int(store.index["pictures"], 16) else None
+    named, digits = _identity(codes, known, args.dataset or str(store.plan.source["name"]))
     model = {"tokenizer_fingerprint": store.fingerprint}
-    return _Coded(codes[: args.limit], named, digits, "stored codes", store.origin.get("crop"), model)
+    return _Coded(codes[: args.limit], named, digits, "stored codes", store.plan.transform or None, model)
 
 
 def _file(path: Path, args: argparse.Namespace) -> _Coded:
@@ -166,9 +172,14 @@ def _pictures(args: argparse.Namespace) -> _Coded:
     crop = Crop(tokenizer.image_size, filter=chosen)
     pictures, content = PictureSet(source, dataset_name(args.source, args.dataset), crop), ContentHash()
     parts: list[Codes] = []
+
+    def encode(_first: int, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        codes = tokenizer.encode(from_uint8(levels).to(tokenizer.device, tokenizer.dtype)).to("cpu")
+        return codes.ids, codes.mask
+
     with torch.inference_mode(), Bar("encoding", len(pictures)) as bar:
-        for levels in pictures.batches(args.batch, content):
-            parts.append(tokenizer.encode(from_uint8(levels).to(tokenizer.device, tokenizer.dtype)).to("cpu"))
+        for ids, mask in pictures.shared(args.batch, args.processes, encode, content):
+            parts.append(Codes(ids, mask, tokenizer.spec))
             bar.update(sum(map(len, parts)), len(pictures))
     dtype = str(tokenizer.dtype).removeprefix("torch.")
     model = {"tokenizer": type(tokenizer).__name__, "tokenizer_fingerprint": tokenizer.fingerprint()}

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..eval.understanding.benchmarks import Benchmark
     from ..eval.understanding.items import Item, Scores
 
+#: Several processes ask; see `run_chosen`.
+SHARES_WORK = True
+
 _EXPORT = "export"
 _NAMES = ("pope", "vqav2", "gqa", "textvqa", "mme", "seed-bench", "mmbench", "captions")
 
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     if args.benchmark == _EXPORT:
-        return _export(args)
+        return _export(args) if args.processes.first else 0
     out = file_target(args.out, "--out", ".json") if args.out else None
     saved = file_target(args.save_answers, "--save-answers", ".jsonl") if args.save_answers else None
 
@@ -94,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     benchmark, files = BENCHMARKS[args.benchmark], [Path(name) for name in args.files]
     items = benchmark.read(files)
     given = _read_answers(benchmark, items, args) if args.answers else _ask(items, args)
+    if not args.processes.first:
+        return 0
     scores, blind = score_beside_blind(benchmark, items, given.answers, args.normalisation or "official")
     for line in _table(scores, blind or {}, benchmark.title):
         say(line)
@@ -175,6 +180,7 @@ def _ask(items: Sequence[Item], args: argparse.Namespace) -> _Given:
             way=way,
             batch=int(args.batch or 32),
             progress=bar.update,
+            processes=args.processes,
         )
     model = {
         "model": folder.name,

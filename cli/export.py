@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..data.places import check_model_place
 from .models import quiet
 from .outputs import say
 
@@ -20,8 +21,10 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         FileNotFoundError: no model there.
-        ValueError: a model that does what a plain one cannot, or a damaged one; nothing is written then.
+        ValueError: a model that does what a plain one cannot, a damaged one, or a folder of something else; nothing is
+            written then.
     """
+    check_model_place(args.out, "--out")
     quiet()
 
     from ..lm.export import export_llama

@@ -17,9 +17,15 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
+from ..data.leftovers import recovered
 from ..training.base import TrainingModule
-from ..training.interrupt import GracefulInterrupt
+from ..training.checkpoint_files import check_checkpoint
+from ..training.interrupt import GracefulInterrupt, check_parts
 from ..training.progress import ProgressLines
+from ..training.recipe import read_yaml
+from ..training.resume import ResumableData
+from ..training.waiting import Waiting
+from .class_paths import limit_class_paths
 from .diagnose import explain, is_parser_error
 from .errors import InterruptedRunError, UsageError
 from .models import quiet
@@ -37,7 +43,15 @@ _DEFAULTS = {
 
 
 #: Warnings that ask nothing of the user: of Lightning 2.6 beside torch 2.13, of short epochs, of no validation data.
-_NOISE = (".*LeafSpec.*", ".*smaller than the logging interval.*", ".*Total length of `list`.*")
+_NOISE = (
+    ".*LeafSpec.*",
+    ".*smaller than the logging interval.*",
+    ".*Total length of `list`.*",
+    ".*overrides the configure_model callback.*",  # averages beside sharded weights are refused in a sentence
+)
+
+#: What stands for a checkpoint of a run.
+_NAMED = ("last", "best", "hpc", "registry")
 
 #: Errors are explained here, not printed by the parser.
 _RAISE: dict[str, Any] = {"exit_on_error": False}
@@ -51,6 +65,7 @@ class SmaltiCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str]) -> None:
+        self._arguments = arguments
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -73,14 +88,34 @@ class SmaltiCLI(LightningCLI):
             callbacks.append(GracefulInterrupt())
         if chosen.get("enable_progress_bar") is not False and not _has(callbacks, RichProgressBar, ProgressLines):
             callbacks.append(RichProgressBar(leave=True) if sys.stderr.isatty() else ProgressLines())
+        if not _has(callbacks, Waiting):
+            callbacks.append(Waiting())
         if chosen.get("logger") in (None, True):
             kwargs["logger"] = CSVLogger(chosen["default_root_dir"], name="logs")
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Arguments of Lightning's methods that no configuration sets: checkpoints are never opened as code."""
+        return {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        if path := arguments.get("ckpt_path"):
+            _check_checkpoint(str(path))
+        return {**arguments, "weights_only": True}
 
     def before_fit(self) -> None:
         """Try what a run would fail at later, before it writes anything."""
         if isinstance(self.model, TrainingModule):
             self.model.check_run(self.trainer, self.datamodule)
+        if isinstance(self.datamodule, ResumableData):
+            self.datamodule.check_order(self.trainer.world_size)
+
+    def before_validate(self) -> None:
+        """Raise where there is nothing to measure on."""
+        if isinstance(self.datamodule, ResumableData) and self.datamodule.validation_set() is None:
+            raise UsageError("smalti validate needs data to validate on, got none; give data.init_args.validation")
 
     def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train; see ``Trainer.fit``.
@@ -88,13 +123,18 @@ class SmaltiCLI(LightningCLI):
         Raises:
             InterruptedRunError: Ctrl-C ended the run.
             FileNotFoundError: ``--ckpt_path last`` where nothing has been saved yet.
+            ValueError: a checkpoint of sharded weights for whole ones, or the other way round.
         """
         interrupt = next((c for c in self._callbacks() if isinstance(c, GracefulInterrupt)), None)
         if ckpt_path == "last" and interrupt is not None:
             path = interrupt.checkpoint_path(self.trainer)
-            if not path.is_file():
+            if not recovered(path).exists():
                 raise FileNotFoundError(f"--ckpt_path last continues from {path}, which does not exist; leave it out")
+            check_checkpoint(path)
             ckpt_path = str(path)
+        if ckpt_path is not None and Path(ckpt_path).exists():
+            check_parts(Path(ckpt_path), self.trainer)
+        sys.argv = [sys.argv[0], *self._arguments]  # where there are several devices, Lightning starts this again
         try:
             self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
@@ -144,8 +184,28 @@ def run_lightning(arguments: list[str]) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     quiet()
+    _check_files(arguments)
     _run(SmaltiCLI, arguments)
     return 0
+
+
+def _check_files(arguments: list[str]) -> None:
+    """Raise where a configuration is no YAML, says something twice, of which the parser would take the last, or a
+    checkpoint could run code."""
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, rest = argument.partition("=")
+        file = Path(rest if equals else value)
+        if name in ("-c", "--config") and file.is_file() and not isinstance(read := read_yaml(file), dict):
+            raise UsageError(f"{file} must be a mapping of options, got a {type(read).__name__}; correct the file")
+        if name == "--ckpt_path":
+            _check_checkpoint(str(file))
+
+
+def _check_checkpoint(given: str) -> None:
+    """Raise where a checkpoint is missing, damaged or could run code; names of Lightning's stand for none yet."""
+    if given not in _NAMED and "://" not in given and not Path(given).exists():
+        raise FileNotFoundError(f"--ckpt_path must be a checkpoint, got {given}, which does not exist; check the path")
+    check_checkpoint(given)
 
 
 def _run(kind: type[SmaltiCLI], arguments: list[str]) -> None:
@@ -154,6 +214,7 @@ def _run(kind: type[SmaltiCLI], arguments: list[str]) -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     import_vocabulary()
+    limit_class_paths()
     previous = sys.argv
     sys.argv = previous[:1]  # Lightning warns of arguments given twice
     try:

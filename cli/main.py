@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from types import ModuleType
 
+from .class_paths import OPTION, allowing, take_packages
 from .dispatch import chosen, overview, run_chosen
 from .errors import one_line
 
@@ -17,6 +19,7 @@ COMMANDS = {
     "ask": ("ask", "answer questions about a picture"),
     "encode": ("encode", "turn pictures into a file of codes"),
     "decode": ("decode", "turn a file of codes back into pictures"),
+    "tokenize": ("tokenize", "turn a data set into a token store that language models are trained on"),
     "import": ("weights", "turn a checkpoint of another project into a folder of ours"),
     "export": ("export", "write a language model as a plain folder of transformers, for other engines"),
     "run": ("run", "carry out a recipe: every stage from data to report, resumable"),
@@ -34,6 +37,9 @@ COMMANDS = {
 #: Modules whose sub-commands parse their own arguments, and the function that does, because those depend on what is
 #: named first: a configuration, or what is scored.
 _PARSES_ITSELF = {"fit": "run_lightning", "evaluate": "run_kind"}
+
+#: Modules whose sub-commands read configurations, which name classes.
+_NAMES_CLASSES = ("fit", "run", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +68,14 @@ def _run(arguments: list[str]) -> int:
         _parser().parse_args(arguments or ["--help"])
         return 0
     module = chosen(COMMANDS, name, f"{name!r} is not a command")
+    if COMMANDS[name][0] not in _NAMES_CLASSES:
+        return _run_module(name, module, arguments)
+    arguments, packages = take_packages(arguments)
+    with allowing(packages):
+        return _run_module(name, module, arguments)
+
+
+def _run_module(name: str, module: ModuleType, arguments: list[str]) -> int:
     if itself := _PARSES_ITSELF.get(COMMANDS[name][0]):
         return int(getattr(module, itself)(arguments))
     return run_chosen(f"smalti {name}", COMMANDS, module, arguments[1:])
@@ -72,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = overview("smalti", COMMANDS, text)
     parser.add_argument("--version", action="version", version=f"smalti {version('smalti')}")
     parser.add_argument("--debug", action="store_true", help="with any command: show the traceback of an error")
+    told = "with fit, run and bench: also take classes of this package from a configuration; may be repeated"
+    parser.add_argument(OPTION, metavar="PACKAGE", action="append", help=told)
     return parser
 
 

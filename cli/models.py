@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.leftovers import recovered
 from .errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from ..generation.detokenizers import Detokenizer
     from ..generation.pictures import PicturePipeline
     from ..generation.pipeline import TextToImagePipeline
@@ -102,14 +106,19 @@ def load_decoder(folder: Path, tokenizer: VisualTokenizer) -> Detokenizer:
 def choose_device(name: str) -> str:
     """The device that ``name`` means here; ``auto`` is a GPU of CUDA where there is one, else the CPU.
 
+    Of several processes on a machine each gets a GPU of its own, as far as there are enough.
+
     Raises:
         UsageError: an unknown device, or one that this machine lacks.
     """
     import torch
 
+    from ..data.processes import world_size
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return "cuda" if count else "cpu"
+        alone = world_size() == 1
+        return "cpu" if not count else "cuda" if alone else f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % count}"
     there = ["cpu", *["cuda"][:count], *(f"cuda:{index}" for index in range(count))]
     there += ["mps"] if torch.backends.mps.is_available() else []
     if name not in there:
@@ -117,10 +126,17 @@ def choose_device(name: str) -> str:
     return name
 
 
+def device_name(device: torch.device) -> str:
+    """What kind of device it is, since another kind rounds differently."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _folder(given: str | None, option: str, what: str) -> Path:
     if given is None and not BUILT_IN.is_dir():
         raise FileNotFoundError(f"no {option} was given and no model is built in at {BUILT_IN}; pass {option} DIR")
-    folder = BUILT_IN if given is None else Path(given)
+    folder = BUILT_IN if given is None else recovered(given)
     if not folder.is_dir():
         raise FileNotFoundError(f"{option} must be the folder of {what}, got {given!r}, which is no folder; check it")
     return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.files import atomic_file, atomic_folder
+from ..data.places import check_place
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,12 +96,27 @@ def write_pictures(
     if len(pictures) > 1 and not target.is_folder:
         save_png(sample_sheet(pictures, labels, columns=columns, scale=scale), target.path)
         return f"wrote {target.path}: {_count(pictures)} on one sheet"
-    enlarged = [_enlarged(picture, scale or 1) for picture in pictures]
+    larger = [enlarged(picture, scale or 1) for picture in pictures]
     if target.is_folder:
-        _save_numbered(enlarged, target.path)
+        _save_numbered(larger, target.path)
     else:
-        save_png(enlarged[0], target.path)
-    return f"wrote {target.path}: {_count(enlarged)}"
+        save_png(larger[0], target.path)
+    return f"wrote {target.path}: {_count(larger)}"
+
+
+def folder_line(folder: Path, names: Sequence[str]) -> str:
+    """A line that says which pictures were written to a folder."""
+    from PIL import Image
+
+    with Image.open(folder / names[0]) as picture:
+        return f"wrote {folder}: {_count([picture] * len(names))}"
+
+
+def enlarged(picture: Image, scale: int) -> Image:
+    """A picture with every pixel repeated ``scale`` times on both sides."""
+    from PIL.Image import Resampling
+
+    return picture.resize((picture.width * scale, picture.height * scale), Resampling.NEAREST)
 
 
 def say(line: str) -> None:
@@ -126,22 +141,13 @@ def _save_numbered(pictures: Sequence[Image], folder: Path) -> None:
             save_png(picture, place)
 
 
-def _enlarged(picture: Image, scale: int) -> Image:
-    from PIL.Image import Resampling
-
-    return picture.resize((picture.width * scale, picture.height * scale), Resampling.NEAREST)
-
-
 def _count(pictures: Sequence[Image]) -> str:
     width, height = pictures[0].size
     return f"{len(pictures)} picture{'s' * (len(pictures) > 1)} of {width}x{height}"
 
 
 def _check_place(path: Path, option: str) -> None:
-    """Raise unless a file can be made beside ``path``; missing folders are left for later."""
-    place = next(folder for folder in path.absolute().parents if folder.exists())
     try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise UsageError(f"{option} cannot be written to {place} ({error.strerror}); choose another place") from error
+        check_place(path, option)
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import yaml
 
 from ..data.base import ImageSource
 from ..data.files import atomic_file
+from ..data.places import check_place
+from ..data.transforms import Crop, CropMode
 from ..eval.picture_scores import score_pictures
 from ..eval.protocol import read_result
 from ..eval.scene_report import write_scene_report
 from ..eval.suite import SuiteSettings, score_scenes
 from ..generation.pipeline import TextToImagePipeline
 from ..lm.vocabulary import Vocabulary
-from ..training.encode import encode_source, texts_of
+from ..training.encode import texts_of
 from ..training.recipe import Action, Recipe, State, check_recipe, plan_recipe, run_recipe, timings
+from ..training.tokenize import TokenizeSettings, tokenize_source
 from .errors import InterruptedRunError, UsageError
 from .fit import check_configuration, import_vocabulary, run_lightning
 from .models import load_pictures, load_tokenizer, quiet
@@ -76,8 +80,9 @@ def carry_out(
 
     Raises:
         InterruptedRunError: Ctrl-C.
-        ValueError: as :func:`~smalti.training.recipe.run_recipe` does.
+        ValueError: as :func:`~smalti.training.recipe.run_recipe` does, or a folder that cannot be written.
     """
+    check_place(recipe.folder / recipe.stages[0].name, "the folder of the run")
     try:
         run_recipe(recipe, actions, say, checks, only)
     except (KeyboardInterrupt, InterruptedRunError) as error:
@@ -127,8 +132,13 @@ def encode(
     validation: ImageSource | None = None,
     workers: int = 0,
     device: str = "auto",
+    *,
+    crop: CropMode = "center",
+    flip: bool = False,
+    crops: int = 1,
+    shard_size: int = 10_000,
 ) -> None:
-    """Code the pictures of one or two sources into the token stores ``train`` and ``validation``.
+    """Code the pictures of one or two sources into the token stores ``train`` and ``validation``, without broken ones.
 
     Args:
         folder: of the stage.
@@ -137,12 +147,21 @@ def encode(
         validation: others to validate on.
         workers: processes that read pictures; 0 reads in this one.
         device: where the tokenizer runs: ``auto`` is a GPU where there is one.
+        crop: of the training pictures; those to validate on are cropped at the center, once.
+        flip: mirror every second crop, by chance.
+        crops: of every training picture.
+        shard_size: pictures of a shard.
     """
+    drawn = Crop(1, crop, flip=flip)
+    TokenizeSettings(drawn, crops, shard_size=shard_size)  # what is wrong is told before anything is loaded
     model = load_tokenizer(Path(tokenizer), device)
-    for name, source in (("train", train), ("validation", validation)):
+    common: dict[str, Any] = {"workers": workers, "shard_size": shard_size, "on_error": "skip"}
+    chosen = TokenizeSettings(replace(drawn, size=model.image_size), crops, **common)
+    plain = TokenizeSettings(Crop(model.image_size), **common)
+    for name, source, settings in (("train", train, chosen), ("validation", validation, plain)):
         if source is not None:
             with Bar(name, len(source)) as bar:
-                encode_source(model, source, workers=workers, progress=bar.update).save(folder / name)
+                tokenize_source(model, source, folder / name, f"{type(source).__name__} {name}", settings, bar.update)
 
 
 def score(folder: Path, model: str, settings: SuiteSettings, device: str = "auto") -> None:

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import add_decoder, add_model, add_scale, number
+from .drawing import Drawing
 from .errors import UsageError
-from .models import load_pictures, model_folder
-from .outputs import Target, file_target, picture_target, say, write_pictures
-from .progress import Bar
+from .jobs import Jobs
+from .models import device_name, load_pictures, model_folder
+from .outputs import Target, file_target, folder_line, picture_target, say, write_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..data.processes import Processes
     from ..generation.orders import Order
     from ..generation.pictures import PicturePipeline
-    from ..generation.sampler import Progress, Watch
+    from ..generation.sampler import Progress
+
+#: Several processes draw; see `run_chosen`.
+SHARES_WORK = True
 
 _LAST_SEED = 2**63 - 1
 
@@ -100,6 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw ``--count`` pictures for every prompt and write them; the same prompt, seed and settings are the same bytes.
 
+    Into a folder the pictures come all at once in the end. A command that was killed goes on where it stopped.
+
     Raises:
         UsageError: no prompt, an empty one, more pictures than a sheet holds, an output that cannot be written, or
             options that the model has no use for.
@@ -125,14 +132,57 @@ def run(args: argparse.Namespace) -> int:
         pipeline.check_prompt(prompt)
     _prepare(pipeline, args.dtype)
     told: list[Progress] = []
-    pictures = draw_pictures(pipeline, jobs, sampling, args.batch, order, None if passes is None else told.append)
-    labels = [prompt if args.count == 1 else f"{prompt} (seed {seed})" for prompt, seed in jobs]
-    columns = args.count if args.count > 1 and len(prompts) > 1 else None
-    say(write_pictures(pictures, labels, target, args.scale, columns))
+    drawn = Jobs(pipeline, jobs, sampling, args.batch, order, None if passes is None else told.append)
+    line = _folder(drawn, target, args) if target.is_folder else _sheet(drawn, target, args, len(prompts))
+    if not args.processes.first:
+        return 0
+    say(line)
     if passes is not None:
         shown = _previews(pipeline, told)
         say(write_pictures(shown, [f"pass {one.done}" for one in told], passes, args.scale))
     return 0
+
+
+def _sheet(jobs: Jobs, target: Target, args: argparse.Namespace, prompts: int) -> str:
+    """Draw everything, then write one file; what to say of it."""
+    pictures = jobs.pictures(args.processes)
+    if not args.processes.first:
+        return ""
+    labels = [prompt if args.count == 1 else f"{prompt} (seed {seed})" for prompt, seed in jobs.pairs]
+    columns = args.count if args.count > 1 and prompts > 1 else None
+    return write_pictures(pictures, labels, target, args.scale, columns)
+
+
+def _folder(jobs: Jobs, target: Target, args: argparse.Namespace) -> str:
+    """Draw into a folder what an earlier run of the same command has not; what to say of it."""
+    processes: Processes = args.processes
+    plan = processes.gathered(_plan(jobs, args) if processes.first else None)[0]
+    drawing = Drawing(target.path, plan, len(jobs.pairs))
+    jobs.draw_into(drawing, args.scale or 1, processes)
+    if not processes.first:
+        return ""
+    drawing.finish()
+    return folder_line(target.path, drawing.names)
+
+
+def _plan(jobs: Jobs, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that decides the bytes of the pictures."""
+    from ..eval.protocol import folder_hash, versions
+    from ..generation.coded import PIXELS
+
+    decoder, device = args.decoder, jobs.pipeline.device
+    return {
+        "model": folder_hash(model_folder(args.model)),
+        "decoder": decoder if decoder in (None, PIXELS) else folder_hash(decoder),
+        "jobs": [list(pair) for pair in jobs.pairs],
+        "sampling": repr(jobs.sampling),
+        "order": None if jobs.order is None else jobs.order.fields(),
+        "batch": jobs.batch,
+        "dtype": args.dtype,
+        "scale": args.scale or 1,
+        "device": device_name(device),
+        "versions": versions(),
+    }
 
 
 def read_prompts(given: Sequence[str], file: str | None) -> list[str]:
@@ -174,49 +224,6 @@ def read_order(text: str) -> Order:
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"{name} of --order {error}; write it as {kind}:{name}={usual}") from error
     return order_of(options)
-
-
-def draw_pictures(
-    pipeline: PicturePipeline,
-    jobs: Sequence[tuple[str, int]],
-    sampling: Any,
-    batch: int,
-    order: Order | None = None,
-    watch: Watch | None = None,
-) -> list[Image]:
-    """One picture for every pair of prompt and seed.
-
-    Args:
-        pipeline: the model.
-        jobs: pairs of prompt and seed.
-        sampling: how it draws.
-        batch: jobs drawn together; in a batch of one, the bytes of a picture depend on nothing but its own job.
-        order: of a language model; its own by default.
-        watch: called after every pass of a language model.
-    """
-    import torch
-
-    from ..generation.pipeline import TextToImagePipeline
-
-    pictures: list[Image] = []
-    starts = range(0, len(jobs), batch)
-    with Bar("drawing", len(jobs)) as bar:
-        for at, start in enumerate(starts):
-            part = jobs[start : start + batch]
-            generators = [torch.Generator().manual_seed(seed) for _, seed in part]
-            wanted = [prompt for prompt, _ in part]
-
-            def tell(progress: Progress, before: int = at) -> None:
-                bar.update(before * progress.total + progress.done, len(starts) * progress.total)
-                if watch is not None:
-                    watch(progress)
-
-            if isinstance(pipeline, TextToImagePipeline):
-                pictures += pipeline(wanted, generators, sampling, batch, tell, order)
-            else:
-                pictures += pipeline(wanted, generators, sampling, batch, progress=False)
-                bar.update(len(pictures), len(jobs))
-    return pictures
 
 
 def _preview_target(given: str) -> Target:

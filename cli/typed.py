@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from .class_paths import limit_class_paths
 from .diagnose import explain
 from .errors import UsageError
 
@@ -42,6 +43,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], 
 def _parsed(
     function: Callable[..., Any], arguments: Mapping[str, Any], skip: set[str]
 ) -> tuple[ArgumentParser, Namespace]:
+    limit_class_paths()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(function, skip=set(skip), fail_untyped=True)
     try:

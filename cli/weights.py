@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bridge.names import FORMAT_NAMES
+from ..data.places import check_model_place
 from .arguments import number
 from .errors import UsageError
 from .models import load_tokenizer, quiet, tokenizer_folder
@@ -41,8 +42,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FileNotFoundError: no checkpoint or configuration.
         UsageError: a configuration that is no JSON object.
-        ValueError: an unknown format or field, or weights that do not match; nothing is written then.
+        ValueError: an unknown format or field, weights that do not match, or a folder of something else; nothing is
+            written then.
     """
+    check_model_place(args.out, "--out")
     config = _config(args.config) if args.config else {}
     config |= {} if args.grid is None else {"grid": args.grid}
     partner = None if args.tokenizer is None else load_tokenizer(tokenizer_folder(args.tokenizer), "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from io import BytesIO
@@ -23,6 +24,9 @@ _DAMAGE = (
     struct.error,
     Image.DecompressionBombError,
 )
+
+# Of the machine, not of the picture: one that is left out as broken for these would be lost.
+_MACHINE = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -51,6 +55,7 @@ def decode(source: bytes | str | Path, name: str | None = None) -> Image.Image:
 
     Raises:
         BrokenImageError: the picture is missing, damaged, or holds floating-point pixels of unknown range.
+        OSError: the machine could not read it, as where the disk fails or too many files are open.
     """
     label = printable(name or ("<bytes>" if isinstance(source, bytes) else str(source)))
     try:
@@ -58,6 +63,8 @@ def decode(source: bytes | str | Path, name: str | None = None) -> Image.Image:
             opened.load()
             return _to_rgb(ImageOps.exif_transpose(opened))
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            raise OSError(error.errno, os.strerror(error.errno), label) from error
         raise BrokenImageError(
             f"expected a readable picture, got {label!r} ({_reason(error)}); repair the file or leave it out"
         ) from error

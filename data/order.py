@@ -5,7 +5,7 @@ Whole batches are counted from the first one of epoch 0 on; the count alone tell
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -32,6 +32,9 @@ class ResumableOrder(Sampler[int]):
     rank r takes the r-th ``batch_size`` of each, so that all ranks read equally many batches, and one process with
     batch size 8 reads what two read with 4. What is left over is dropped, another part in each epoch.
 
+    Where rows lie in groups that are read as a whole, ``groups`` keeps those of a group near each other: groups come in
+    a new order every epoch, and rows change places among ``near`` groups that follow each other there.
+
     Iterating yields one epoch's number of indices from batch ``start`` on, over the end of an epoch where ``start`` is
     not its beginning. ``start`` is read when an iteration begins.
 
@@ -42,13 +45,24 @@ class ResumableOrder(Sampler[int]):
         rank: of this process, in ``[0, world)``.
         world: number of processes.
         batch_size: per process.
+        groups: where groups begin, ascending from 0, and ``length``; None shuffles all rows alike.
+        near: groups whose rows are shuffled together, >= 1.
 
     Raises:
-        ValueError: a number out of range, or fewer items than one batch.
+        ValueError: a number out of range, fewer items than one batch, or groups that do not span the data.
     """
 
     def __init__(
-        self, length: int, seed: int = 0, shuffle: bool = True, rank: int = 0, world: int = 1, *, batch_size: int = 1
+        self,
+        length: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        batch_size: int = 1,
+        groups: Sequence[int] | None = None,
+        near: int = 16,
     ) -> None:
         if seed < 0:
             raise ValueError(f"expected a seed >= 0, got {seed}; choose another")
@@ -61,7 +75,10 @@ class ResumableOrder(Sampler[int]):
                 f"expected at least one batch of {batch_size} x {world} processes, got {length} items; "
                 "lower the batch size or add data"
             )
+        if near < 1 or (groups is not None and (groups[0], groups[-1]) != (0, length)):
+            raise ValueError(f"expected near >= 1 and groups from 0 to {length}, got {near} and {groups}; correct them")
         self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.groups, self.near = groups, near
         self.rank, self.world, self.batch_size = rank, world, batch_size
         self.start = 0  #: batch the next iteration begins with, counted from the first of epoch 0
 
@@ -94,8 +111,16 @@ class ResumableOrder(Sampler[int]):
 
     def _epoch(self, epoch: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
         """``[batches, batch_size]``: this rank's indices."""
-        order = np.arange(self.length, dtype=np.int64)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch)).permutation(order)
+        order = self._shuffled(np.random.default_rng((self.seed, epoch))) if self.shuffle else np.arange(self.length)
         whole = order[: self.batches * self.batch_size * self.world]
         return whole.reshape(self.batches, self.world, self.batch_size)[:, self.rank]
+
+    def _shuffled(self, generator: np.random.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        if self.groups is None:
+            return generator.permutation(np.arange(self.length, dtype=np.int64))
+        drawn = generator.permutation(len(self.groups) - 1)
+        parts = list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]()
+        for start in range(0, len(drawn), self.near):
+            rows = [np.arange(self.groups[g], self.groups[g + 1]) for g in drawn[start : start + self.near]]
+            parts.append(generator.permutation(np.concatenate(rows)))
+        return np.concatenate(parts)

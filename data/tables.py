@@ -18,6 +18,9 @@ from .decoding import decode
 class CaptionTable(RowSource):
     """Picture files and captions listed in a table.
 
+    A table may name pictures anywhere: absolute paths and ``../`` are common, and nothing but pictures is read. It says
+    which files of this machine are opened, so take tables of strangers as you would take their commands.
+
     Args:
         path: ``.csv`` with a header, ``.jsonl`` with one object a line, or ``.json`` with one list of objects; UTF-8.
         image_column: column of the picture files.

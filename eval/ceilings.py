@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..data.processes import ALONE, Processes
 from ..data.scene_prompts import prompts, prompts_sha256
 from ..data.scene_world import World
 from ..data.transforms import from_uint8, to_uint8
@@ -60,6 +61,7 @@ def tokenizer_ceiling(
     batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> TokenizerCeiling:
     """Render every prompt of a world, encode and decode, and judge what comes back.
 
@@ -70,6 +72,7 @@ def tokenizer_ceiling(
         batch_size: pictures coded together.
         seed: of the prompts and the renders.
         progress: told how many pictures of how many are done.
+        processes: share the batches; each gets the scores of all, bit for bit those of one process.
 
     Raises:
         ValueError: a tokenizer for pictures of another size.
@@ -79,21 +82,25 @@ def tokenizer_ceiling(
             f"the world has pictures of {world.size}x{world.size} pixels, the tokenizer takes "
             f"{tokenizer.image_size[0]}x{tokenizer.image_size[1]}; name the world that it was trained on"
         )
-    entries, ratios, similarities = prompts(world, seed), list[Tensor](), list[Tensor]()
-    generator = torch.Generator().manual_seed(seed)
+    entries, own = prompts(world, seed), list[Tensor]()
+    count = len(entries) * per_prompt
 
     def roundtrip(images: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)  # anew, so that a batch does not depend on those before it
         with full_float32():
             codes = tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype))
             levels = from_uint8(to_uint8(tokenizer.decode(codes, generator).float().cpu()))
-        ratios.append(psnr(levels, images))
-        similarities.append(ssim(levels, images))
+        own.append(torch.stack([psnr(levels, images), ssim(levels, images)]))
         if progress is not None:
-            progress(sum(map(len, ratios)), len(entries) * per_prompt)
+            progress(min(count, processes.world * sum(each.shape[1] for each in own)), count)
         return levels
 
-    scene = ceiling(roundtrip, world, entries, per_prompt=per_prompt, batch_size=batch_size, seed=seed)
-    return TokenizerCeiling(scene, torch.cat(ratios), torch.cat(similarities))
+    options: dict[str, Any] = {"per_prompt": per_prompt, "batch_size": batch_size, "seed": seed}
+    scene = ceiling(roundtrip, world, entries, **options, processes=processes)
+    shares: list[list[Tensor]] = processes.gathered(own)
+    turns = range(-(-count // batch_size))
+    ratios, similarities = torch.cat([shares[at % processes.world][at // processes.world] for at in turns], dim=1)
+    return TokenizerCeiling(scene, ratios, similarities)
 
 
 def ceiling_protocol(

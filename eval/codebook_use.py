@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,13 +19,25 @@ class CodebookUse:
         self._counts = {book.name: torch.zeros(book.size, dtype=torch.int64) for book in self._spec.codebooks}
         self._positions = self._images = 0
 
+    def of(self, codes: Codes) -> dict[str, Any]:
+        """What `add` counts of a batch, for another process to `count`; padding is left out."""
+        ids = codes.ids[codes.mask].cpu()
+        counts = {
+            name: torch.bincount(ids[:, columns].flatten(), minlength=len(self._counts[name]))
+            for name, columns in self._spec.slices().items()
+        }
+        return {"positions": len(ids), "images": len(codes), "counts": counts}
+
+    def count(self, found: Mapping[str, Any]) -> None:
+        """Count what `of` found in a batch."""
+        self._positions += found["positions"]
+        self._images += found["images"]
+        for name, counts in found["counts"].items():
+            self._counts[name] += counts
+
     def add(self, codes: Codes) -> None:
         """Count the codes of a batch; padding is left out."""
-        ids = codes.ids[codes.mask].cpu()
-        self._positions += len(ids)
-        self._images += len(codes)
-        for name, columns in self._spec.slices().items():
-            self._counts[name] += torch.bincount(ids[:, columns].flatten(), minlength=len(self._counts[name]))
+        self.count(self.of(codes))
 
     def scores(self) -> dict[str, Any]:
         """Of the set, and of one picture.

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from ..data.decoding import decode
 from ..data.files import atomic_file
 from ..data.scene_prompts import prompts_sha256
 from .bootstrap import Intervals
-from .geneval import Classify, Summary, Verdict, aggregate, identity, intervals, judge, kept_detections
-from .geneval_folder import PER_PROMPT, Sample
+from .geneval import Classify, Summary, Verdict, aggregate, identity, intervals
+from .geneval_folder import PER_PROMPT
 from .geneval_prompts import GENEVAL_SHA256, Entry, geneval_prompts
 from .geneval_records import is_lists, is_number, json_lines
 from .protocol import Protocol, text_hash
@@ -166,37 +165,6 @@ def run_protocol(
     )
 
 
-def judge_samples(
-    samples: Sequence[Sample],
-    detector: Detector,
-    colors: Colors | None = None,
-    *,
-    scorer: Scorer | None = None,
-    rewritten: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> GenEvalRun:
-    """Detect and judge.
-
-    Args:
-        samples: of `read_layout`.
-        detector: finds the objects.
-        colors: names colours where a prompt asks for one; by default the detections' own.
-        scorer: `Scorer.of` the detector, where the rules are others than its own or colours are named.
-        rewritten: whether another model rewrote the prompts.
-        progress: called after each image with how many are done and how many there are.
-
-    Raises:
-        BrokenImageError: if an image cannot be read.
-    """
-    scorer = scorer or Scorer.of(detector)
-    judged: list[JudgedSample] = []
-    for sample in samples:
-        judged.append(_judged(sample, detector, colors, scorer.rules or Rules()))
-        if progress is not None:
-            progress(len(judged), len(samples))
-    return GenEvalRun(tuple(judged), scorer, rewritten)
-
-
 def write_results(path: str | Path, run: GenEvalRun) -> None:
     """Write a results file as the official scorer does, which its summary script reads.
 
@@ -204,7 +172,7 @@ def write_results(path: str | Path, run: GenEvalRun) -> None:
     """
     scorer = {} if run.scorer is None else asdict(run.scorer)
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.writelines(json.dumps(_line(sample) | scorer) + "\n" for sample in run.samples)
+        stream.writelines(json.dumps(row_of(sample) | scorer) + "\n" for sample in run.samples)
 
 
 def read_results(
@@ -234,11 +202,51 @@ def read_results(
     if not path.is_file():
         raise FileNotFoundError(f"expected GenEval results in {path}, found no such file; check the path")
     wanted = geneval_prompts() if entries is None else entries
-    lines = [_parsed(line, f"{path}:{number}") for number, line in enumerate(json_lines(path), start=1)]
+    lines = [read_row(line, f"{path}:{number}") for number, line in enumerate(json_lines(path), start=1)]
     samples = [sample for sample, _ in lines]
     _check_once(path, samples)
     ordered = _in_order(path, samples, wanted, per_prompt, rewritten)
     return GenEvalRun(tuple(ordered), _one_scorer(path, [scorer for _, scorer in lines]), rewritten)
+
+
+def row_of(sample: JudgedSample) -> dict[str, Any]:
+    """What a line of a results file holds of an image."""
+    return {
+        "filename": sample.filename,
+        "tag": sample.entry["tag"],
+        "prompt": sample.entry["prompt"],
+        "correct": sample.verdict.correct,
+        "reason": sample.verdict.reason,
+        "metadata": json.dumps(sample.entry),
+        "details": json.dumps(sample.details),
+    }
+
+
+def read_row(line: str, where: str) -> tuple[JudgedSample, Scorer | None]:
+    """The inverse of `row_of`, of a line of JSON, and who judged where it says so.
+
+    Args:
+        line: the text.
+        where: it stands, for the message.
+
+    Raises:
+        ValueError: no result.
+    """
+    try:
+        content: object = json.loads(line)
+        row = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+        missing = [name for name in _FIELDS if name not in row]
+        if missing:
+            raise ValueError(f"no field {missing[0]}")
+        entry, details = json.loads(row["metadata"]), json.loads(row["details"])
+        _check_kinds(row, entry, details)
+        scorer = _scorer(row)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{where} must be a result of the official scorer, got {error}; score the image again"
+        ) from error
+    verdict = Verdict(row["correct"], row["reason"] or "")
+    return JudgedSample(row["filename"], cast("Entry", entry), verdict, details), scorer
 
 
 def _texts(
@@ -266,54 +274,6 @@ def _texts(
             "metadata as `prompt`, or call the prompts not rewritten"
         )
     return list(found.values())
-
-
-def _judged(sample: Sample, detector: Detector, colors: Colors | None, rules: Rules) -> JudgedSample:
-    image = decode(sample.path)
-    found = detector.detect(image)
-    limit = rules.counting_threshold if sample.entry["tag"] == "counting" else rules.threshold
-    verdict = judge(
-        sample.entry,
-        found,
-        threshold=rules.threshold,
-        counting_threshold=rules.counting_threshold,
-        max_objects=rules.max_objects,
-        position_threshold=rules.position_threshold,
-        color=None if colors is None else colors(image, found),
-    )
-    kept = {name: kept_detections(items, limit, rules.max_objects) for name, items in found.items()}
-    details = {name: [[*item.box, item.score] for item in items] for name, items in kept.items() if items}
-    return JudgedSample(str(sample.path), sample.entry, verdict, details)
-
-
-def _line(sample: JudgedSample) -> dict[str, Any]:
-    return {
-        "filename": sample.filename,
-        "tag": sample.entry["tag"],
-        "prompt": sample.entry["prompt"],
-        "correct": sample.verdict.correct,
-        "reason": sample.verdict.reason,
-        "metadata": json.dumps(sample.entry),
-        "details": json.dumps(sample.details),
-    }
-
-
-def _parsed(line: str, where: str) -> tuple[JudgedSample, Scorer | None]:
-    try:
-        content: object = json.loads(line)
-        row = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
-        missing = [name for name in _FIELDS if name not in row]
-        if missing:
-            raise ValueError(f"no field {missing[0]}")
-        entry, details = json.loads(row["metadata"]), json.loads(row["details"])
-        _check_kinds(row, entry, details)
-        scorer = _scorer(row)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{where} must be a result of the official scorer, got {error}; score the image again"
-        ) from error
-    verdict = Verdict(row["correct"], row["reason"] or "")
-    return JudgedSample(row["filename"], cast("Entry", entry), verdict, details), scorer
 
 
 def _check_kinds(row: Mapping[str, Any], entry: object, details: object) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..data.processes import ALONE, Processes
 from ..data.scene_prompts import prompts, prompts_sha256
 from ..data.scene_world import World
 from ..generation.pictures import PicturePipeline
@@ -39,12 +40,18 @@ class PictureScores:
         return sample_sheet(self.images[chosen], texts, marks)
 
 
-def score_pictures(pipeline: PicturePipeline, folder: str | Path, settings: SuiteSettings) -> dict[str, Any]:
-    """Measure as `measure_pictures`, write ``scores.json`` and ``samples.png`` to a folder, and return the scores."""
-    found = measure_pictures(pipeline, settings)
-    protocol = picture_protocol(pipeline, settings)
-    write_result(Path(folder) / "scores.json", found.scores, protocol, described(pipeline, settings))
-    save_png(found.sheet(), Path(folder) / "samples.png")
+def score_pictures(
+    pipeline: PicturePipeline, folder: str | Path, settings: SuiteSettings, processes: Processes = ALONE
+) -> dict[str, Any]:
+    """Measure as `measure_pictures`, write ``scores.json`` and ``samples.png`` to a folder, and return the scores.
+
+    Of several processes the first writes.
+    """
+    found = measure_pictures(pipeline, settings, processes)
+    if processes.first:
+        protocol = picture_protocol(pipeline, settings)
+        write_result(Path(folder) / "scores.json", found.scores, protocol, described(pipeline, settings))
+        save_png(found.sheet(), Path(folder) / "samples.png")
     return found.scores
 
 
@@ -73,7 +80,7 @@ def memory_scores(images: Images, world: World, count: int, seed: int = 0) -> di
     }
 
 
-def measure_pictures(pipeline: PicturePipeline, settings: SuiteSettings) -> PictureScores:
+def measure_pictures(pipeline: PicturePipeline, settings: SuiteSettings, processes: Processes = ALONE) -> PictureScores:
     """Draw the prompts of a world and judge the pictures.
 
     Beside the model stand an untrained one of the same shape, its own pictures under shuffled prompts (``chance``), the
@@ -82,6 +89,8 @@ def measure_pictures(pipeline: PicturePipeline, settings: SuiteSettings) -> Pict
     Args:
         pipeline: the model.
         settings: the world, pictures per prompt, seed, batch size and, where not the model's own, how it draws.
+        processes: share the drawing and rebuilding; each gets all pictures and scores, which are those of one process
+            but for ``images_per_second``.
 
     Raises:
         ValueError: pictures of another size than the world's.
@@ -89,10 +98,10 @@ def measure_pictures(pipeline: PicturePipeline, settings: SuiteSettings) -> Pict
     world, entries = World.named(settings.world), prompts(World.named(settings.world), settings.seed)
     texts = [entry["prompt"] for entry in entries]
     started = time.perf_counter()
-    images = draw_prompts(pipeline, texts, settings)
+    images = draw_prompts(pipeline, texts, settings, processes)
     seconds = time.perf_counter() - started
-    summary, scores = scene_scores(images, entries, world, settings, pipeline)
-    guessed = draw_prompts(pipeline.untrained(settings.seed), texts, settings)
+    summary, scores = scene_scores(images, entries, world, settings, pipeline, processes)
+    guessed = draw_prompts(pipeline.untrained(settings.seed), texts, settings, processes)
     other = score_images(guessed, entries, world, seed=settings.seed)
     results: dict[str, Any] = {
         "scene_eval": summary,

@@ -4,6 +4,7 @@ Colours are CSS variables with a fallback, so a page may restyle them for dark m
 """
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,11 @@ def read_curves(path: str | Path) -> dict[str, list[tuple[int, float]]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected training curves, found no file at {path}; pass the logger's metrics.csv")
-    with path.open(newline="", encoding="utf-8") as stream:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 text in {path}, got other bytes; pass the logger's metrics.csv") from error
+    with io.StringIO(text, newline="") as stream:
         table = csv.DictReader(stream)
         names = list(table.fieldnames or [])
         if "step" not in names:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.processes import ALONE, Processes
 from ..data.scene_relations import MIRROR
 from ..data.scene_render import render
 from ..data.scene_requests import Request
@@ -169,6 +170,7 @@ def ceiling(
     per_prompt: int = 4,
     batch_size: int = 64,
     seed: int = 0,
+    processes: Processes = ALONE,
 ) -> SceneScores:
     """Score the world's own renders after a tokenizer: no generator on that tokenizer can be expected to do better.
 
@@ -179,15 +181,15 @@ def ceiling(
         per_prompt: pictures of each prompt.
         batch_size: pictures handed over at a time.
         seed: decides the pictures.
+        processes: share the batches; each gets the scores of all.
 
     Raises:
         ValueError: if what comes back has another shape, or is NaN.
     """
     pictures = _renders(render_prompt, world, prompts, per_prompt, seed)
-    rebuilt = [
-        _rebuilt(roundtrip, pictures[start : start + batch_size]) for start in range(0, len(pictures), batch_size)
-    ]
-    return score_images(np.concatenate(rebuilt), prompts, world, seed=seed)
+    parts = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
+    rebuilt = torch.cat([*processes.shared(parts, lambda part: _rebuilt(roundtrip, part))])
+    return score_images(rebuilt.numpy(), prompts, world, seed=seed)
 
 
 def verdict(prompt: Prompt, found: Found) -> SceneVerdict:
@@ -199,7 +201,8 @@ def verdict(prompt: Prompt, found: Found) -> SceneVerdict:
     return SceneVerdict(prompt["prompt"], judged.correct, judged.correct and shown == asked, judged.reason)
 
 
-def _rebuilt(roundtrip: Callable[[Tensor], Tensor], pictures: Images) -> Images:
+def _rebuilt(roundtrip: Callable[[Tensor], Tensor], pictures: Images) -> Tensor:
+    """``[B, H, W, 3]`` uint8."""
     batch = from_uint8(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     with torch.no_grad():
         out = roundtrip(batch)
@@ -207,7 +210,7 @@ def _rebuilt(roundtrip: Callable[[Tensor], Tensor], pictures: Images) -> Images:
         raise ValueError(
             f"roundtrip must return {tuple(batch.shape)}, got {tuple(out.shape)}; decode to the size that was encoded"
         )
-    return to_uint8(out.float().cpu()).permute(0, 2, 3, 1).contiguous().numpy()
+    return to_uint8(out.float().cpu()).permute(0, 2, 3, 1).contiguous()
 
 
 def _renders(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data.files import atomic_file
+from ..data.processes import ALONE, Processes
 from ..data.scene_prompts import prompts, prompts_sha256
 from ..data.scene_questions import Question
 from ..data.scene_world import World
@@ -29,6 +30,7 @@ from ..generation.sampling import Sampling, model_sampling
 from ..tokenizers.base import VisualTokenizer
 from .detector import THRESHOLDS
 from .images.metrics import ReconstructionMetrics
+from .new_scenes import NewScenes
 from .protocol import Protocol, state_hash, text_hash, write_result
 from .qa import blind_baseline, score_answers
 from .scene_captions import score_captions
@@ -37,6 +39,7 @@ from .sheets import reconstruction_sheet, sample_sheet, save_png
 
 Images = NDArray[np.uint8]
 Report = Callable[[str], None]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,11 @@ class Evidence:
 
 
 def score_scenes(
-    model: TextToImagePipeline, folder: str | Path, settings: SuiteSettings, announce: Report | None = None
+    model: TextToImagePipeline,
+    folder: str | Path,
+    settings: SuiteSettings,
+    announce: Report | None = None,
+    processes: Processes = ALONE,
 ) -> Evidence:
     """Measure a model and write ``scores.json`` and the evidence to a folder.
 
@@ -117,22 +124,24 @@ def score_scenes(
         folder: of the results.
         settings: what is measured on how much.
         announce: told in a line what is being measured.
+        processes: share the drawing, coding and answering; the first writes, and each gets what one process would.
     """
     tell = announce or (lambda line: None)
+    share = _Share(processes, settings.batch_size)
     scenes = NewScenes.drawn(settings, model.tokenizer)
     tell("reconstruction")
-    originals, rebuilt, codes = _rebuild(model, scenes, settings)
+    originals, rebuilt, codes = _rebuild(model, scenes, share)
     reconstruction = _reconstruction(originals, rebuilt)
     tell("questions")
-    qa, answers = _questions(model, scenes, codes, settings)
+    qa, answers = _questions(model, scenes, codes, settings, share)
     tell("samples")
     entries = prompts(scenes.world, settings.seed)
-    samples = draw_prompts(model, [entry["prompt"] for entry in entries], settings)
-    scene_eval, scores = scene_scores(samples, entries, scenes.world, settings, model)
+    samples = draw_prompts(model, [entry["prompt"] for entry in entries], settings, processes)
+    scene_eval, scores = scene_scores(samples, entries, scenes.world, settings, model, processes)
     tell("untrained baseline")
-    baseline = _untrained(model, originals, codes, scenes, settings)
+    baseline = _untrained(model, originals, codes, scenes, settings, share)
     tell("captions")
-    caption_scores, captions = _captions(model, scenes, originals, settings)
+    caption_scores, captions = _captions(model, scenes, originals, settings, share)
     results = {
         "reconstruction": reconstruction,
         "qa": qa,
@@ -140,61 +149,16 @@ def score_scenes(
         "scene_eval": scene_eval,
         "baselines": {"untrained": baseline},
     }
-    write_result(Path(folder) / "scores.json", results, _protocol(model, scenes, settings), _model(model))
     evidence = Evidence(originals, rebuilt, samples, _verdicts(scores), answers, captions, _usage(model, codes))
-    evidence.save(folder)
+    if processes.first:
+        write_result(Path(folder) / "scores.json", results, _protocol(model, scenes, settings), _model(model))
+        evidence.save(folder)
     return evidence
 
 
 def spread(total: int, count: int) -> list[int]:
     """At most ``count`` indices that cover ``range(total)`` evenly."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
-
-
-@dataclass(frozen=True)
-class NewScenes:
-    """Scenes that training did not show, those of seen combinations first."""
-
-    seen: Scenes  #: of combinations that training shows
-    unseen: Scenes  #: each around a combination that it never shows
-
-    @classmethod
-    def drawn(cls, settings: SuiteSettings, tokenizer: VisualTokenizer) -> Self:
-        """As many as the settings say.
-
-        Raises:
-            ValueError: a tokenizer for pictures of another size.
-        """
-        world = World.named(settings.world)
-        if tokenizer.image_size != (world.size, world.size):
-            raise ValueError(
-                f"the {settings.world} world has pictures of {world.size}x{world.size} pixels, the model takes "
-                f"{tokenizer.image_size[0]}x{tokenizer.image_size[1]}; name the world it was trained on"
-            )
-        known = [entry["seen"] for entry in prompts(world, settings.seed)]
-        unseen = max(1, round(settings.pictures * known.count(False) / len(known)))
-        seen = max(1, settings.pictures - unseen)
-        return cls(Scenes(settings.world, "validation", seen), Scenes(settings.world, "heldout", unseen))
-
-    @property
-    def world(self) -> World:
-        """What all of them are made of."""
-        return self.seen.world
-
-    def pixels(self) -> Images:
-        """``[M, H, W, 3]``."""
-        return np.stack([part.pixels(index) for part in (self.seen, self.unseen) for index in range(len(part))])
-
-    def captions(self) -> list[str]:
-        """M captions."""
-        return [part.caption(index) for part in (self.seen, self.unseen) for index in range(len(part))]
-
-    def questions(self) -> list[tuple[int, Question]]:
-        """Every question, with the number of its picture."""
-        parts = ((0, self.seen), (len(self.seen), self.unseen))
-        return [
-            (start + index, q) for start, part in parts for index in range(len(part)) for q in part.questions(index)
-        ]
 
 
 def _tensor(images: Images) -> Tensor:
@@ -205,15 +169,31 @@ def _array(images: Tensor) -> Images:
     return to_uint8(images).permute(0, 2, 3, 1).numpy()
 
 
+@dataclass(frozen=True)
+class _Share:
+    """Batches that processes share."""
+
+    processes: Processes
+    batch: int
+
+    def each(self, count: int, work: Callable[[slice], _Result]) -> list[_Result]:
+        """What ``work`` gives for each batch of ``count`` things, in order."""
+        parts = [slice(start, start + self.batch) for start in range(0, count, self.batch)]
+        return [*self.processes.shared(parts, work)]
+
+
 @torch.inference_mode()
-def _rebuild(model: TextToImagePipeline, scenes: NewScenes, settings: SuiteSettings) -> tuple[Images, Images, Tensor]:
+def _rebuild(model: TextToImagePipeline, scenes: NewScenes, share: _Share) -> tuple[Images, Images, Tensor]:
     originals = scenes.pixels()
-    pixels, ids = [], []
-    for part in _tensor(originals).split(settings.batch_size):
-        codes = model.encode(part)
-        ids.append(codes.ids.cpu())
-        pixels.append(_array(model.tokenizer.decode(codes).float().cpu()))
-    return originals, np.concatenate(pixels), torch.cat(ids)
+    images = _tensor(originals)
+
+    def rebuild(part: slice) -> tuple[Tensor, Tensor]:
+        codes = model.encode(images[part])
+        return codes.ids.cpu(), to_uint8(model.tokenizer.decode(codes).float().cpu())
+
+    found = share.each(len(images), rebuild)
+    pixels = torch.cat([levels for _, levels in found]).permute(0, 2, 3, 1).numpy()
+    return originals, pixels, torch.cat([ids for ids, _ in found])
 
 
 def _reconstruction(originals: Images, rebuilt: Images) -> dict[str, float]:
@@ -223,20 +203,20 @@ def _reconstruction(originals: Images, rebuilt: Images) -> dict[str, float]:
 
 
 def _answers(
-    model: TextToImagePipeline, asked: Sequence[tuple[int, Question]], ids: Tensor, settings: SuiteSettings
+    model: TextToImagePipeline, asked: Sequence[tuple[int, Question]], ids: Tensor, share: _Share
 ) -> list[str]:
-    given = list[str]()
-    for start in range(0, len(asked), settings.batch_size):
-        part = asked[start : start + settings.batch_size]
-        given += model.answer_ids(ids[[index for index, _ in part]], [question.question for _, question in part])
-    return given
+    def answer(part: slice) -> list[str]:
+        questions = [question.question for _, question in asked[part]]
+        return model.answer_ids(ids[[index for index, _ in asked[part]]], questions)
+
+    return [text for texts in share.each(len(asked), answer) for text in texts]
 
 
 def _questions(
-    model: TextToImagePipeline, scenes: NewScenes, ids: Tensor, settings: SuiteSettings
+    model: TextToImagePipeline, scenes: NewScenes, ids: Tensor, settings: SuiteSettings, share: _Share
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     asked = scenes.questions()
-    given = _answers(model, asked, ids, settings)
+    given = _answers(model, asked, ids, share)
     training = Scenes(settings.world, "train", settings.training_pictures)
     habits = [question for index in range(len(training)) for question in training.questions(index)]
     first = sum(index < len(scenes.seen) for index, _ in asked)
@@ -260,16 +240,26 @@ def _questions(
     return summary, rows
 
 
-def draw_prompts(pipeline: PicturePipeline, texts: Sequence[str], settings: SuiteSettings) -> Images:
-    """Pictures ``[P * per_prompt, H, W, 3]`` of P prompts, each from a seed of its own."""
+def draw_prompts(
+    pipeline: PicturePipeline, texts: Sequence[str], settings: SuiteSettings, processes: Processes = ALONE
+) -> Images:
+    """Pictures ``[P * per_prompt, H, W, 3]`` of P prompts, each from a seed of its own, however many processes draw."""
     wanted = [text for text in texts for _ in range(settings.per_prompt)]
     generators = [torch.Generator().manual_seed(settings.seed + index) for index in range(len(wanted))]
     bar = sys.stderr.isatty()
-    return _array(pipeline.generate(wanted, generators, settings.sampling, settings.batch_size, progress=bar))
+    drawn = pipeline.generate(
+        wanted, generators, settings.sampling, settings.batch_size, progress=bar, processes=processes
+    )
+    return _array(drawn)
 
 
 def scene_scores(
-    images: Images, entries: Sequence[Prompt], world: World, settings: SuiteSettings, drawer: PicturePipeline
+    images: Images,
+    entries: Sequence[Prompt],
+    world: World,
+    settings: SuiteSettings,
+    drawer: PicturePipeline,
+    processes: Processes = ALONE,
 ) -> tuple[dict[str, Any], SceneScores]:
     """Scores of pictures with the ends of their scale, and the verdict on each picture.
 
@@ -279,6 +269,7 @@ def scene_scores(
         world: the world the prompts speak of.
         settings: pictures per prompt, and the seed of the references.
         drawer: of the pictures, whose way from pixels to pixels is the ceiling.
+        processes: share the rebuilding of the ceiling's pictures.
 
     Raises:
         ValueError: pictures of another size than the world's.
@@ -304,22 +295,33 @@ def scene_scores(
         "images": scores.images,
     }
     summary |= {name: value for name in ("seen", "unseen") if (value := getattr(scores, name)) is not None}
-    best = ceiling(lambda part: drawer.rebuild(part).float().cpu(), world, entries, per_prompt=settings.per_prompt)
+    best = ceiling(
+        lambda part: drawer.rebuild(part).float().cpu(),
+        world,
+        entries,
+        per_prompt=settings.per_prompt,
+        processes=processes,
+    )
     return summary | {"ceiling": best.overall, "ceiling_tasks": best.tasks}, scores
 
 
 def _untrained(
-    model: TextToImagePipeline, originals: Images, ids: Tensor, scenes: NewScenes, settings: SuiteSettings
+    model: TextToImagePipeline,
+    originals: Images,
+    ids: Tensor,
+    scenes: NewScenes,
+    settings: SuiteSettings,
+    share: _Share,
 ) -> dict[str, Any]:
     other = model.untrained(settings.seed)
     world, entries, asked = scenes.world, prompts(scenes.world, settings.seed), scenes.questions()
-    images = draw_prompts(other, [entry["prompt"] for entry in entries], settings)
+    images = draw_prompts(other, [entry["prompt"] for entry in entries], settings, share.processes)
     torch.manual_seed(settings.seed)
     blank = cast("VisualTokenizer", type(model.tokenizer).from_config(model.tokenizer.config)).eval()
     with torch.inference_mode():
         parts = _tensor(originals).split(settings.batch_size)
         rebuilt = np.concatenate([_array(blank.decode(blank.encode(part))) for part in parts])
-    guesses = _answers(other, asked, ids, settings)
+    guesses = _answers(other, asked, ids, share)
     return {
         "scene_eval": {"overall": score_images(images, entries, world, seed=settings.seed).overall},
         "qa": {"accuracy": score_answers([question for _, question in asked], guesses).overall},
@@ -328,11 +330,15 @@ def _untrained(
 
 
 def _captions(
-    model: TextToImagePipeline, scenes: NewScenes, originals: Images, settings: SuiteSettings, shown: int = 16
+    model: TextToImagePipeline,
+    scenes: NewScenes,
+    originals: Images,
+    settings: SuiteSettings,
+    share: _Share,
+    shown: int = 16,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    given = list[str]()
-    for part in _tensor(originals).split(settings.batch_size):
-        given += model.caption(part)
+    images = _tensor(originals)
+    given = [text for texts in share.each(len(images), lambda part: model.caption(images[part])) for text in texts]
     scores, expected = score_captions(given, originals, scenes.world, seed=settings.seed), scenes.captions()
     first = len(scenes.seen)
     summary = {

@@ -195,7 +195,7 @@ class DiffusionDecoder(Detokenizer):
             state = scheduler.step(found, time, state, return_dict=False, **options)[0]
         return self._pixels(state)
 
-    def clean(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def clean(self, images: Tensor, generator: Generators = None) -> Tensor:
         """What is denoised of pictures: they themselves, or their latents ``[B, C, h, w]``.
 
         Raises:

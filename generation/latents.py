@@ -23,6 +23,7 @@ from ..data.files import atomic_file, atomic_folder
 from ..tokenizers.base import VisualTokenizer
 from ..tokenizers.codes import Codes
 from ..tokenizers.vq import VQTokenizer
+from .detokenizers import Generators
 from .loading import load_model
 
 #: The file that says what a space is, beside the folder ``model``.
@@ -42,12 +43,12 @@ class LatentSpace(ModelMixin, ConfigMixin):
     image_size: tuple[int, int]  #: (H, W), pixels
 
     @abstractmethod
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, images: Tensor, generator: Generators = None) -> Tensor:
         """Latents of pictures.
 
         Args:
             images: ``[B, 3, H, W]`` float in [-1, 1].
-            generator: of spaces that draw: they give their mean without one.
+            generator: of spaces that draw, one or one for each picture: they give their mean without any.
 
         Returns:
             ``[B, C, h, w]`` float32, about unit variance.
@@ -165,7 +166,7 @@ class AutoencoderLatents(LatentSpace):
         return self.autoencoder
 
     @torch.no_grad()
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, images: Tensor, generator: Generators = None) -> Tensor:
         """See :meth:`LatentSpace.encode`: the mean of the posterior, or one drawn from it."""
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, *self.image_size):
             raise ValueError(
@@ -261,7 +262,7 @@ class TokenizerLatents(LatentSpace):
         self._set(mean.float(), deviation.float().clamp_min(1e-4))
 
     @torch.no_grad()
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, images: Tensor, generator: Generators = None) -> Tensor:
         """See :meth:`LatentSpace.encode`; nothing is drawn."""
         mean, std = self._scale()
         return ((self._raw(images) - mean) / std).transpose(1, 2).unflatten(2, self.grid)

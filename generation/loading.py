@@ -1,4 +1,4 @@
-"""Models of diffusers and transformers from local folders: no download, and no weight that a folder does not hold."""
+"""Models of diffusers and transformers from local folders: no download, no pickle, no weight that is lacking."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def _strictly(load: Callable[..., Any], name: str, folder: Path, options: Mappin
         raise FileNotFoundError(f"{name} was expected in {folder}, which has no config.json; check the path")
     try:
         kind = json.loads((folder / "config.json").read_text()).get("_class_name", name)
-        loaded = load(folder, local_files_only=True, output_loading_info=True, **options) if kind == name else None
+        safely = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+        loaded = load(folder, **safely, **options) if kind == name else None
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder} does not hold a readable {name} ({_line(error)}); save it again") from error
     if loaded is None:

@@ -14,6 +14,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ..data.files import atomic_folder
+from ..data.leftovers import recovered
+from ..data.processes import ALONE, Processes
 from ..data.transforms import to_pil
 
 #: Seconds of work before a bar is shown.
@@ -92,7 +94,7 @@ class PicturePipeline(DiffusionPipeline):
             FileNotFoundError: no folder, or a part of it is missing.
             ValueError: a damaged part, or a model beside another part than it was trained with.
         """
-        folder = Path(pretrained_model_name_or_path)
+        folder = recovered(pretrained_model_name_or_path)
         missing = [name for name in ("model_index.json", *cls.parts) if not (folder / name).exists()]
         if missing:
             raise FileNotFoundError(
@@ -134,9 +136,22 @@ class PicturePipeline(DiffusionPipeline):
         sampling: Any = None,
         batch_size: int = 64,
         progress: bool = True,
+        *,
+        processes: Processes = ALONE,
     ) -> Tensor:
-        """As calling the pipeline, but pixels ``[B, 3, H, W]`` in [-1, 1]."""
-        return self._in_batches(prompt, generator, batch_size, progress, lambda p, g: self.draw(p, g, sampling))
+        """As calling the pipeline, but pixels ``[B, 3, H, W]`` in [-1, 1].
+
+        Args:
+            prompt: as in a call, like those that follow.
+            generator: likewise.
+            sampling: likewise.
+            batch_size: likewise.
+            progress: likewise.
+            processes: share the work batch by batch; each gets all pictures, bit for bit those of one process.
+        """
+        return self._in_batches(
+            prompt, generator, batch_size, progress, lambda p, g: self.draw(p, g, sampling), processes
+        )
 
     def _in_batches(
         self,
@@ -145,6 +160,7 @@ class PicturePipeline(DiffusionPipeline):
         batch_size: int,
         progress: bool,
         draw: Draw,
+        processes: Processes,
     ) -> Tensor:
         """What :meth:`generate` returns, drawn by ``draw``; its bar shows where the work takes longer than a moment."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -155,12 +171,12 @@ class PicturePipeline(DiffusionPipeline):
             self.check_prompt(text)
         self.set_progress_bar_config(disable=not progress, leave=False, delay=MOMENT)
         images: list[Tensor] = []
+        parts = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
         bar: Any = self.progress_bar(total=len(prompts))  # pyright: ignore[reportCallIssue]: typed as a decorator
         with bar:
-            for start in range(0, len(prompts), batch_size):
-                part = slice(start, start + batch_size)
-                images.append(draw(prompts[part], generators[part]).float().cpu())
-                bar.update(len(prompts[part]))
+            for drawn in processes.shared(parts, lambda part: draw(prompts[part], generators[part]).float().cpu()):
+                images.append(drawn)
+                bar.update(len(drawn))
         return torch.cat(images)
 
 

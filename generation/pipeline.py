@@ -9,6 +9,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from ..data.processes import ALONE, Processes
 from ..data.transforms import to_pil
 from ..lm.conditions import class_number
 from ..lm.model import SharedLM
@@ -81,8 +82,20 @@ class TextToImagePipeline(CodePipeline):
         batch_size: int = 64,
         progress: bool | Watch = True,
         order: Order | None = None,
+        *,
+        processes: Processes = ALONE,
     ) -> Tensor:
-        """As calling the pipeline, but pixels ``[B, 3, H, W]`` in [-1, 1]."""
+        """As calling the pipeline, but pixels ``[B, 3, H, W]`` in [-1, 1].
+
+        Args:
+            prompt: as in a call, like those that follow.
+            generator: likewise.
+            sampling: likewise.
+            batch_size: likewise.
+            progress: likewise; of several processes each is told of its own batches.
+            order: likewise.
+            processes: see :meth:`~smalti.generation.pictures.PicturePipeline.generate`.
+        """
         watch, shown = (None, progress) if isinstance(progress, bool) else (progress, False)
 
         def draw(prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Tensor:
@@ -93,7 +106,7 @@ class TextToImagePipeline(CodePipeline):
             with bar:
                 return self.draw(prompts, generators, sampling, order, lambda told: bar.update(told.done - bar.n))
 
-        return self._in_batches(prompt, generator, batch_size, shown, draw)
+        return self._in_batches(prompt, generator, batch_size, shown, draw, processes)
 
     def draw(
         self,

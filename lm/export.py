@@ -45,7 +45,8 @@ def export_llama(model: SharedLM, folder: str | Path) -> None:
         model.vocabulary.save_pretrained(partial)
         if isinstance(model.vocabulary.pieces, HubPieces):
             _extended(model.vocabulary.pieces, model.vocabulary).save_pretrained(partial)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(partial, dtype=model.backbone.dtype, local_files_only=True)
+        safely: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(partial, dtype=model.backbone.dtype, **safely)
         gap = logit_gap(model, loaded.to(model.device))
         if gap > tolerance(model.backbone.dtype):
             raise ValueError(

@@ -132,6 +132,11 @@ def block_losses(heads: Heads, hidden: Tensor, inputs: Table, batch: Batch) -> d
     return found
 
 
+def total_loss(blocks: Mapping[str, BlockLoss], weights: Mapping[str, float] | None = None) -> Tensor:
+    """The weighted sum of block losses, a scalar; weights are 1 where absent."""
+    return torch.stack([(weights or {}).get(name, 1.0) * block.mean for name, block in blocks.items()]).sum()
+
+
 def merged(parts: Sequence[Mapping[str, BlockLoss]]) -> dict[str, BlockLoss]:
     """The losses of several batches as those of one: means over the tokens of all."""
     if len(parts) == 1:

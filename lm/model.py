@@ -19,7 +19,7 @@ from .directions import Direction, Directions
 from .embedding import CodebookEmbedding, CodePositions, VectorProjector, code_embedding, embed_tokens, local_ids
 from .heads import CodeHead, code_head, default_head
 from .layout import SequenceLayout
-from .losses import BlockLoss, block_losses, merged
+from .losses import BlockLoss, block_losses, merged, total_loss
 from .ordering import causal
 from .packing import PackedRows, packed
 from .positions import images, places
@@ -219,8 +219,7 @@ class SharedLM(SavedModel):
         """
         batches = [batch] if isinstance(batch, Batch) else batch
         blocks = merged([self._losses(part) for part in batches])
-        total = torch.stack([(weights or {}).get(name, 1.0) * block.mean for name, block in blocks.items()]).sum()
-        return LMOutput(total, blocks)
+        return LMOutput(total_loss(blocks, weights), blocks)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states ``[B, T, C]`` of whole sequences, causal; the state at t predicts step t + 1.

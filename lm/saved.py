@@ -98,11 +98,12 @@ class SavedModel(PreTrainedModel):
             **kwargs,
             "output_loading_info": True,
             "ignore_mismatched_sizes": True,
+            "use_safetensors": True,
         }  # reported
         options["vocabulary"] = Vocabulary.from_pretrained(str(folder))
         try:
             loaded: Any = super().from_pretrained(folder, **options)
-        except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+        except (OSError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             reason = str(error).strip().split("\n", 1)[0]
             raise ValueError(f"{folder} does not hold a readable language model ({reason}); save it again") from error
         model, report = loaded

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from smalti.data.scenes import Scenes
-from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.data.store import TokenRecord, write_store
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.quantizers import VectorQuantizer
@@ -105,7 +105,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, dict[str, 
     about = (torch.randint(32, (8, tokenizer.spec.positions, 1)), tokenizer.spec.to_dict(), tokenizer.fingerprint())
     for name, texts in (("codes", map(str, range(8))), ("captioned", map(scenes.caption, range(8)))):
         records = [TokenRecord(text) for text in texts]
-        TokenStore(about[0], records, about[1], about[2], {}).save(folder / name)
+        write_store(folder / name, about[0], records, {"spec": about[1], "fingerprint": about[2]})
 
     def shrink(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         if path.stem in TINY:

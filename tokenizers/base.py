@@ -157,11 +157,18 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
         """
         told_apart_by = unusual(type(self), freeze(_public(self.config)))
         digest = sha256(json.dumps([self.spec.to_dict(), told_apart_by], sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            values = tensor.detach().float() if tensor.is_floating_point() else tensor
-            digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return _hashed(self, digest)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this tokenizer from others, as JSON values, for the record of what it made.
+
+        ``class``, ``fingerprint``, ``spec``, ``config`` and, in ``weights``, sixteen hex digits of every part: of two
+        tokenizers with unlike fingerprints they name the difference.
+        """
+        parts = {name: _hashed(part, sha256()) for name, part in self.named_children() if part.state_dict()}
+        told = json.loads(json.dumps(unusual(type(self), freeze(_public(self.config)))))
+        about = {"class": type(self).__name__, "fingerprint": self.fingerprint(), "spec": self.spec.to_dict()}
+        return about | {"config": told, "weights": parts}
 
     def register_to_config(self, **kwargs: Any) -> None:
         """Record constructor arguments, components as specs. Called by the decorator of ``__init__``.
@@ -216,10 +223,11 @@ class VisualTokenizer(ModelMixin, ConfigMixin):
             _check_folder(path / (kwargs.get("subfolder") or ""))
         dtypes = {kwargs.pop(name, None) for name in ("torch_dtype", "dtype")} - {None}
         options = {**kwargs, "low_cpu_mem_usage": kwargs.get("device_map") is not None, "output_loading_info": True}
+        options["use_safetensors"] = True
         try:
             family = cls._family(str(path), **kwargs)
             loaded: Any = super(VisualTokenizer, family).from_pretrained(pretrained_model_name_or_path, **options)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, TypeError, AttributeError, KeyError) as error:
             raise ValueError(
                 f"{path} does not hold a readable tokenizer ({' '.join(str(error).split())}); save it again"
             ) from error
@@ -281,6 +289,15 @@ def _at_rest(weights: Iterable[Tensor]) -> Generator[None]:
     finally:
         for weight in resting:
             weight.requires_grad = True
+
+
+def _hashed(module: nn.Module, digest: Any) -> str:
+    """Sixteen hex digits of a digest to which the weights of a module are added, half precision as float32."""
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        values = tensor.detach().float() if tensor.is_floating_point() else tensor
+        digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return str(digest.hexdigest())[:16]
 
 
 def _imported(cls: type[VisualTokenizer], name: str) -> type[Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -210,8 +211,8 @@ class _Trained(nn.Module):
 def _processes(quantizers: Sequence[Quantizer], latents: Sequence[Latents]) -> list[list[str]]:
     """What each does wrong on two processes."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.save((list(quantizers), list(latents)), Path(folder) / "start.pt")
-        mp.start_processes(_train, (folder,), nprocs=2, start_method="spawn")
+        start = pickle.dumps((list(quantizers), list(latents)))  # tensors by themselves would be shared, not copied
+        mp.start_processes(_train, (folder, start), nprocs=2, start_method="spawn")
         ends = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
     failed = list[list[str]]()
     for first, second in zip(*ends, strict=True):
@@ -223,16 +224,15 @@ def _processes(quantizers: Sequence[Quantizer], latents: Sequence[Latents]) -> l
     return failed
 
 
-def _train(rank: int, folder: str) -> None:
+def _train(rank: int, folder: str, start: bytes) -> None:
     torch.set_num_threads(1)
-    start = torch.load(Path(folder) / "start.pt", weights_only=False)  # written by this very check
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     ends = [
         {
             "that broadcast buffers": _ended(quantizer, latents, rank, broadcast=True),
             "that do not broadcast buffers": _ended(quantizer, latents, rank, broadcast=False),
         }
-        for quantizer, latents in zip(*start, strict=True)
+        for quantizer, latents in zip(*pickle.loads(start), strict=True)
     ]
     torch.save(ends, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

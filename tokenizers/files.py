@@ -70,15 +70,15 @@ class CodesFile:
                 about = json.loads((file.metadata() or {})[_ENTRY])
                 ids, mask = file.get_tensor("ids").long(), file.get_tensor("mask")
             fingerprint, spec, transform, names = (about[name] for name in _FIELDS)
-        except (SafetensorError, json.JSONDecodeError) as error:
+            codes = Codes(ids, mask, CodeSpec.from_dict(spec))
+            return cls(codes, tuple(names), fingerprint, transform, about.get(_PICTURES))
+        except (SafetensorError, TypeError, AttributeError, json.JSONDecodeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"{path} should be a safetensors file, got a damaged one ({reason}); encode the pictures again"
             ) from error
         except KeyError as error:
             raise ValueError(f"{path} should hold codes of pictures but lacks {error}; write it with encode") from error
-        codes = Codes(ids, mask, CodeSpec.from_dict(spec))
-        return cls(codes, tuple(names), fingerprint, transform, about.get(_PICTURES))
 
     def check_tokenizer(self, tokenizer: VisualTokenizer) -> None:
         """Raise unless ``tokenizer`` made these codes.

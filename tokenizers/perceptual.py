@@ -6,17 +6,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
+from ..data.weight_files import read_weight_file
 from .held import Held, keeping_dtype
 
 
@@ -274,12 +272,7 @@ def _fill(targets: Mapping[str, Tensor], file: Path, ignore: str | None = None) 
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(f"weights were expected in {file}, which does not exist; check the path or download it")
-    try:
-        return load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        raise ValueError(
-            f"{file} cannot be read as weights ({' '.join(str(error).split())}); fetch it again"
-        ) from error
+    return read_weight_file(file)
 
 
 def _shipped_heads(net: str) -> Path:
@@ -292,7 +285,7 @@ def _vision_model(checkpoint: str) -> nn.Module:
     """The vision tower of a checkpoint on this machine, every weight read from it."""
     try:
         loaded: Any = AutoModel.from_pretrained(checkpoint, local_files_only=True, output_loading_info=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"a vision checkpoint was expected at {checkpoint}, neither a folder with one nor in the local cache "
             f"({' '.join(str(error).split())}); download it first"

@@ -265,6 +265,20 @@ def distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def of_first(number: int, device: torch.device) -> int:
+    """The number that the first process has; to be called on all of them.
+
+    Args:
+        number: of this process.
+        device: of tensors that processes exchange.
+    """
+    if not distributed():
+        return number
+    shared = torch.tensor(number, device=device)
+    dist.broadcast(shared, src=0)
+    return int(shared)
+
+
 def _finite_everywhere(latents: Tensor) -> bool:
     """One answer for the whole process group: a single process that stops would leave the others waiting."""
     finite = latents.isfinite().all().int()

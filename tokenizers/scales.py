@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .codes import Codebook
-from .quantizers import Quantizer
+from .quantizers import Quantizer, of_first
 
 
 class MultiScaleQuantizer(Quantizer):
@@ -49,7 +49,7 @@ class MultiScaleQuantizer(Quantizer):
         """See :meth:`Quantizer.quantize`; latents ``[B, L * L, C]``, ids ``[B, M, D]``."""
         left = self._map(latents, self.sides[-1])
         found, ids, losses = torch.zeros_like(left), list[Tensor](), list[Tensor]()
-        dropped = self._dropped()
+        dropped = self._dropped(latents.device)
         for scale, side in enumerate(self.sides):
             values, chosen, loss = self.quantizer.quantize(_tokens(F.interpolate(left, (side, side), mode="area")))
             ids.append(chosen)
@@ -103,10 +103,12 @@ class MultiScaleQuantizer(Quantizer):
             )
         return list(ids.split(areas[: ends.index(ids.shape[1]) + 1], dim=1))
 
-    def _dropped(self) -> int | None:
-        if not (self.training and self.drop and len(self.sides) > 1) or float(torch.rand(())) >= self.drop:
+    def _dropped(self, device: torch.device) -> int | None:
+        """The scale that the whole batch goes without, of all processes."""
+        if not (self.training and self.drop and len(self.sides) > 1):
             return None
-        return int(torch.randint(1, len(self.sides), ()))
+        dropped = int(torch.randint(1, len(self.sides), ())) if float(torch.rand(())) < self.drop else 0
+        return of_first(dropped, device) or None
 
     def _enlarged(self, features: Tensor) -> Tensor:
         return _bicubic(features, self.sides[-1])

@@ -9,6 +9,10 @@ so that a run ends where it was told to.
 
 Lightning drops the gradients of a step that a checkpoint finds incomplete; they are saved here, so that a run resumed
 in the middle of an accumulated step goes on as if it had never stopped.
+
+Nothing here depends on the number of processes, at an equal global batch, but for rounding and for what is drawn from
+torch's own generators (see ``seeding.py``): samples bring their seeds, losses are means over all samples or tokens of a
+batch wherever they are, and every item is validated once. Weights are whole (DDP) or sharded (``sharding.py``).
 """
 
 from __future__ import annotations
@@ -23,14 +27,19 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ..data.places import check_model_place
 from .guard import GUARD, GuardSettings, Stateful, StepGuard, poisoned, spread
 from .optimizer import OPTIMIZER, MuonAdamW, OptimizerSettings, Trained, gradients, parameter_groups, schedule
-from .seeding import Place, seed_batch
+from .processes import averaged
+from .scores import Scores
+from .seeding import Draws, Place, seed_batch, step_draws, validation_draws
+from .sharding import consolidated, gather, release, shard, sharded, whole
 from .unfinished import restore_gradients, unfinished_gradients
 
 _log = logging.getLogger(__name__)
@@ -39,7 +48,9 @@ _log = logging.getLogger(__name__)
 class TrainingModule(LightningModule):
     """A subclass says what its loss is; the rest is here.
 
-    Torch is seeded anew for every training batch from ``seed``, the rank and the number of batches trained on. A step
+    What samples draw comes from :meth:`draws`; torch is seeded anew for every training batch from ``seed``, the rank
+    and the number of batches trained on, for what draws inside networks. Training metrics are those of this process's
+    batch, and of all processes' batches at steps that are logged; of accumulated batches they show the last. A step
     whose loss or gradient is not finite on any rank, or whose quantizer raises ``FloatingPointError``, changes no
     parameter, moment or buffer; it is counted in ``guard/skipped``. Several such steps in a row, or a watched loss that
     rises far above its best and stays there, bring the last snapshot back, counted in ``guard/rollbacks``; from then on
@@ -62,10 +73,12 @@ class TrainingModule(LightningModule):
         self._ended = False
         self._watched: Tensor | None = None
         self._unfinished: dict[str, Tensor] = {}
+        self._shown: dict[str, Tensor] = {}
+        self._scores, self._validated = Scores(), 0
 
     @abstractmethod
     def training_loss(self, batch: Any) -> Tensor:
-        """The scalar loss of one batch; log its terms here."""
+        """The scalar loss of one batch, whose average over processes is trained on; :meth:`show` its terms."""
 
     def trained(self) -> Mapping[str, Trained]:
         """The parts that are optimized, by name; the whole module by default."""
@@ -75,26 +88,88 @@ class TrainingModule(LightningModule):
         """Say in :meth:`training_loss` which loss, a scalar, only falls in a healthy run, where the total does not."""
         self._watched = loss.detach()
 
-    def place(self) -> Place:
-        """Where the batch under way stands in the run."""
+    def show(self, terms: Mapping[str, Tensor]) -> None:
+        """Log scalars of the training batch under way by their names, such as ``train/text``."""
+        self._shown |= {name: value.detach() for name, value in terms.items()}
+
+    def score(self, means: Mapping[str, Tensor], count: int | Tensor) -> None:
+        """Add means over so many items of a validation batch; what is logged are means over all items there are."""
+        self._scores.add(means, count)
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether the step under way is logged, so that it is worth asking the other processes."""
         trainer: Any = self.trainer
+        return trainer.world_size == 1 or trainer._logger_connector.should_update_logs
+
+    def draws(self, count: int) -> Draws:
+        """What the training batch under way draws from.
+
+        Args:
+            count: its samples on this process.
+        """
+        rank, world = self._seat()
+        return step_draws(self.seed, self.place(), count, rank, world)
+
+    def validation_draws(self, count: int, batch_idx: int) -> Draws:
+        """What a validation batch draws from, the same every time; to be called once for every batch.
+
+        Args:
+            count: its samples on this process.
+            batch_idx: its number on this process.
+        """
+        rank, world = self._seat()
+        numbers = range(self._validated * world + rank, (self._validated + count) * world + rank, world)
+        self._validated += count
+        return validation_draws(self.seed, batch_idx, numbers)
+
+    def place(self) -> Place:
+        """Where the batch under way stands in the run; without a trainer, a step that torch draws."""
+        trainer: Any = self._trainer
+        if trainer is None:
+            return Place(int(torch.randint(2**62, ())), 0, 1)
         parts = trainer.accumulate_grad_batches
         return Place(self.global_step, trainer.fit_loop.epoch_loop.batch_progress.current.processed % parts, parts)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Lightning's hook around :meth:`training_loss`."""
-        self._watched = None
+        self._watched, self._shown = None, {}
+        loss = self.guarded_loss(batch, batch_idx)
+        self.guard.note(loss.detach() if self._watched is None else self._watched)
+        if self._shown:
+            self._log_shown()
+        return loss
+
+    def guarded_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss, NaN in all gradients where it is not finite or a quantizer raises ``FloatingPointError``."""
         try:
             with _attention(self.device):
                 loss = self.training_loss(batch)
         except FloatingPointError as error:
             _log.warning("batch %d is left out: %s", batch_idx, error)
-            loss = poisoned(self)
-            self.guard.note(loss.detach())
-            return loss
-        self.guard.note(loss.detach() if self._watched is None else self._watched)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+            self._watched, self._shown = None, {}
+            return poisoned(self)
+        self.show({"train/loss": loss})
         return spread(loss)
+
+    def configure_model(self) -> None:
+        """Shard the weights where the trainer's strategy is Lightning's ``ModelParallelStrategy``.
+
+        Raises:
+            ValueError: a strategy that cuts single matrices, or averaged weights, which have no parts.
+        """
+        strategy: Any = self.trainer.strategy
+        if not isinstance(strategy, ModelParallelStrategy) or sharded(self):
+            return
+        mesh = strategy.device_mesh
+        if (cut := mesh["tensor_parallel"].size()) > 1:
+            raise ValueError(
+                f"weights are sharded over processes and no matrix is cut in itself, got a tensor_parallel_size of "
+                f"{cut}; set the strategy's data_parallel_size to {strategy.world_size} and tensor_parallel_size to 1"
+            )
+        self._check_averages(self.trainer)
+        half = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        shard(self, mesh["data_parallel"], ("guarded_loss", "validation_step"), half)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW (and Muon, where asked for) over the parts, with warm-up and schedule counted in optimizer steps."""
@@ -113,13 +188,18 @@ class TrainingModule(LightningModule):
             data: that it will read; None for plain loaders.
 
         Raises:
-            ValueError: the trainer would clip gradients a second time, or the data does not fit the model.
+            ValueError: the trainer would clip gradients a second time, weights are averaged and sharded, ``save_to``
+                cannot be written or holds something else than a model, or the data does not fit the model.
         """
         if trainer.gradient_clip_val:
             raise ValueError(
                 f"gradients are clipped by the model, part by part, got trainer.gradient_clip_val "
                 f"{trainer.gradient_clip_val}; set model.init_args.optimizer.clip instead"
             )
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            self._check_averages(trainer)
+        if self.save_to is not None:
+            check_model_place(self.save_to, "save_to")
 
     def on_fit_start(self) -> None:
         """Check the run, however it was started."""
@@ -139,11 +219,27 @@ class TrainingModule(LightningModule):
         for callback in () if self._ended else trainer.callbacks:
             if isinstance(callback, WeightAveraging):
                 callback.on_train_end(trainer, self)
-        if self.save_to is not None and trainer.is_global_zero:
-            self.save(Path(self.save_to))
+        if self.save_to is not None:
+            with consolidated(self, keep=trainer.is_global_zero):
+                if trainer.is_global_zero:
+                    self.save(Path(self.save_to))
+            trainer.strategy.barrier()
 
     def save(self, folder: Path) -> None:
-        """Write what was trained to a folder, whole or not at all; nothing by default."""
+        """Write what was trained to a folder, whole or not at all; nothing by default. Weights are not sharded here."""
+
+    def on_validation_start(self) -> None:
+        """Gather weights that are sharded: processes validate different numbers of batches."""
+        gather(self)
+        self._scores, self._validated = Scores(), 0
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means of what was scored, over the items of all processes."""
+        self.log_dict(self._scores.compute(self.device), prog_bar=True, sync_dist=True)
+
+    def on_validation_end(self) -> None:
+        """Give up the weights of other processes."""
+        release(self)
 
     def on_train_start(self) -> None:
         """Take the first snapshot, and put back gradients that a resumed run has begun to sum up."""
@@ -168,7 +264,7 @@ class TrainingModule(LightningModule):
         Where the run has gone wrong it goes back to the last snapshot, and this step changes nothing.
         """
         parts = gradients(optimizer)
-        norms = {name: get_total_norm(found) for name, found in parts.items() if found}
+        norms = {name: whole(get_total_norm(found)) for name, found in parts.items() if found}
         bad = not all(bool(norm.isfinite()) for norm in norms.values())
         if self.trainer.strategy.reduce_boolean_decision(bad, all=False):
             self.guard.skip(self, optimizer)
@@ -200,6 +296,27 @@ class TrainingModule(LightningModule):
         if "guard" in checkpoint:
             self.guard.load_state_dict(checkpoint["guard"])
         self._unfinished = checkpoint.get("gradients", {})
+
+    def _seat(self) -> tuple[int, int]:
+        """Rank, and number of processes; those of one process without a trainer."""
+        trainer: Any = self._trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def _log_shown(self) -> None:
+        """Log the terms of the batch; where a step is logged, their means over all processes, in one reduction."""
+        values = torch.stack([value.float() for value in self._shown.values()])
+        found = dict(zip(self._shown, averaged(values) if self.logs_now else values, strict=True))
+        self.log("train/loss", found.pop("train/loss"), prog_bar=True)
+        self.log_dict(found)
+
+    @staticmethod
+    def _check_averages(trainer: Any) -> None:
+        averaging = [type(found).__name__ for found in trainer.callbacks if isinstance(found, WeightAveraging)]
+        if averaging:
+            raise ValueError(
+                f"averaged weights have no parts, got {averaging[0]} beside sharded weights; leave it out or train "
+                "with DDP"
+            )
 
     def _clip(self, optimizer: torch.optim.Optimizer, norms: Mapping[str, Tensor]) -> None:
         if self.settings.clip is None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_gather
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from ..lm.vocabulary import Vocabulary
+from .processes import everywhere
 
 
 class TextTower(nn.Module):
@@ -130,7 +130,7 @@ class Contrast(nn.Module):
         self.text, self.smoothing = text, smoothing
         self.from_image = nn.Identity() if dim is None else nn.Linear(image_dim, dim)
         self.from_text = nn.Linear(text.width, dim or image_dim)
-        self.temperature = nn.Parameter(torch.tensor(temperature))
+        self.temperature = nn.Parameter(torch.tensor([temperature]))  # with an axis, so that it can be sharded
 
     def forward(self, summary: Tensor, captions: list[str]) -> Tensor:
         """A float32 scalar.
@@ -142,7 +142,7 @@ class Contrast(nn.Module):
         ids = self.text.ids(captions).to(summary.device)
         pictures = F.normalize(self.from_image(summary).float(), dim=-1)
         texts = F.normalize(self.from_text(self.text(ids)).float(), dim=-1)
-        all_pictures, all_texts, all_ids = _everywhere(pictures), _everywhere(texts), _everywhere(ids)
+        all_pictures, all_texts, all_ids = everywhere(pictures), everywhere(texts), everywhere(ids)
         pairs = (ids[:, None] == all_ids[None]).all(-1).float()
         targets = pairs / pairs.sum(1, keepdim=True)
         scale = self.temperature.float().clamp(0.001, 0.5)
@@ -172,10 +172,3 @@ def _own_tokenizer(checkpoint: str, length: int) -> Callable[[list[str]], Tensor
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
     options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
     return lambda captions: tokenizer(captions, **options).input_ids
-
-
-def _everywhere(rows: Tensor) -> Tensor:
-    """Rows of all ranks, this one's with their gradients."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return rows
-    return torch.cat(all_gather(rows.contiguous()))

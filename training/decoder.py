@@ -115,23 +115,24 @@ class DecoderTraining(TrainingModule):
     def training_loss(self, batch: dict[str, Any]) -> Tensor:
         """Mean squared error of what is predicted."""
         images: Tensor = batch["images"]
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        clean = self.decoder.clean(images, generator)
-        dropped = torch.rand(len(images)) < self.condition_dropout
-        times, noise = draw_times(self.times, len(images)), torch.randn(clean.shape)
+        draws = self.draws(len(images))
+        clean = self.decoder.clean(images, draws.samples)
+        dropped = draws.uniform() < self.condition_dropout
+        times = draws.own(draw_times(self.times, draws.total, draws.step))
+        noise = draws.normal(*clean.shape[1:])
         return self._loss(clean, self._codes(images), times, noise, dropped)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The same error with fixed times and noise; of the first batch, what is drawn."""
         images: Tensor = batch["images"]
         codes, clean = self._codes(images), self.decoder.clean(images)
-        generator = torch.Generator().manual_seed(batch_idx)
-        noise = torch.randn(clean.shape, generator=generator)
-        times, none = draw_times("uniform", len(images), generator), torch.zeros(len(images), dtype=torch.bool)
+        draws = self.validation_draws(len(images), batch_idx)
+        noise = draws.normal(*clean.shape[1:])
+        times, none = draws.spread(), torch.zeros(len(images), dtype=torch.bool)
         found = {"val/loss": self._loss(clean, codes, times, noise, none)}
         if batch_idx == 0:
-            found["val/psnr"] = psnr(self.decoder.decode(codes, generator).float(), images.float()).mean()
-        self.log_dict(found, batch_size=len(images), prog_bar=True, sync_dist=True)
+            found["val/psnr"] = psnr(self.decoder.decode(codes, draws.samples).float(), images.float()).mean()
+        self.score(found, len(images))
 
     def save(self, folder: Path) -> None:
         """Write the decoder."""

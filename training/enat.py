@@ -25,19 +25,19 @@ from .guard import GUARD, GuardSettings
 from .lm import Item, TokenData
 from .optimizer import OPTIMIZER, OptimizerSettings, Trained
 from .precision import SaveDtype, rounded
-from .seeding import seed_batch
+from .seeding import Draws
 
 #: Of the share of positions that is hidden, one for a batch: https://arxiv.org/abs/2411.06959.
-_HIDDEN = (12.0, 3.0)
+_HIDDEN = (12, 3)
 
 
 class ENATTraining(TrainingModule):
     """Learns the codes of hidden positions from those of visible ones.
 
-    One share of hidden positions, drawn from Beta(12, 3), serves a batch, and each picture hides its own. In a part of
-    the batches some of the visible positions have been looked at before: the averaged model sees them alone, without
-    gradient, and the trained one goes on from what it found, as in generation. The averaged model is the one that is
-    written.
+    One share of hidden positions, drawn from Beta(12, 3), serves all batches of a step, and each picture hides its own.
+    In a part of the steps some of the visible positions have been looked at before: the averaged model sees them alone,
+    without gradient, and the trained one goes on from what it found, as in generation. The averaged model is the one
+    that is written.
 
     Published and released training differ: the released loop drops conditions twice, in the data (0.15) and in the
     model (0.1), and skips every second batch. Here they are dropped once and no batch is skipped, as published. On
@@ -54,7 +54,7 @@ class ENATTraining(TrainingModule):
         heads: of the attention.
         dropout: of embedded codes.
         label_smoothing: of the loss, in [0, 1].
-        reuse: share of the batches that go on from an earlier pass, in [0, 1].
+        reuse: share of the steps that go on from an earlier pass, in [0, 1].
         condition_dropout: share of the pictures that are learned for nothing, in [0, 1].
         ema: decay of the averaged model in [0, 1], 0.9999 for 500,000 steps. At step t it is at most
             ``(1 + t) / (10 + t)``, so that a short run forgets where it began.
@@ -135,31 +135,24 @@ class ENATTraining(TrainingModule):
     def check_run(self, trainer: Trainer, data: LightningDataModule | None) -> None:
         """As every module does; and the stored codes must be those of the tokenizer."""
         super().check_run(trainer, data)
-        stores = [data.train, data.validation] if isinstance(data, TokenData) else []
-        expected = self.model.config.tokenizer_fingerprint
-        for store in filter(None, stores):
-            if store.fingerprint != expected:
-                raise ValueError(
-                    f"the token store must come from tokenizer {expected} of the model, got one of "
-                    f"{store.fingerprint}; encode the images again with this tokenizer"
-                )
+        if isinstance(data, TokenData):
+            data.check_tokenizer(self._tokenizer.network)
 
     def training_loss(self, batch: list[Item]) -> Tensor:
         """Cross-entropy of the codes of hidden positions, smoothed; the mean over columns."""
-        dropped = (torch.rand(len(batch)) < self.condition_dropout).tolist()
+        draws = self.draws(len(batch))
+        dropped = draws.chosen(self.condition_dropout)
         wanted = [None if drop else self._wanted(item) for item, drop in zip(batch, dropped, strict=True)]
-        given = float(torch.rand(())) < self.reuse
-        losses = self._losses(self.model, batch, wanted, self.label_smoothing, reuse=given)
-        self.log_dict({f"train/{name}": value.detach() for name, value in self._by_codebook(losses).items()})
+        given = float(torch.rand((), generator=draws.step)) < self.reuse
+        losses = self._losses(self.model, batch, wanted, self.label_smoothing, draws, reuse=given)
+        self.show({f"train/{name}": value for name, value in self._by_codebook(losses).items()})
         return losses.mean()
 
     def validation_step(self, batch: list[Item], batch_idx: int) -> None:
         """Nats of the averaged model for each codebook, of positions that a seed hides."""
-        with torch.random.fork_rng(devices=[]):
-            seed_batch(self.seed, self.global_rank, batch_idx)
-            losses = self._losses(self.averaged, batch, [*map(self._wanted, batch)], smoothing=0, reuse=False)
-        named = {f"val/{name}": value for name, value in self._by_codebook(losses).items()}
-        self.log_dict(named, batch_size=len(batch), prog_bar=True)
+        draws = self.validation_draws(len(batch), batch_idx)
+        losses = self._losses(self.averaged, batch, [*map(self._wanted, batch)], 0, draws, reuse=False)
+        self.score({f"val/{name}": value for name, value in self._by_codebook(losses).items()}, len(batch))
 
     def optimizer_step(
         self,
@@ -184,18 +177,18 @@ class ENATTraining(TrainingModule):
             ENATPipeline(self._tokenizer.network, self.averaged).save_pretrained(folder)
 
     def _losses(
-        self, model: ENAT, batch: list[Item], wanted: Sequence[Wanted], smoothing: float, *, reuse: bool
+        self, model: ENAT, batch: list[Item], wanted: Sequence[Wanted], smoothing: float, draws: Draws, *, reuse: bool
     ) -> Tensor:
         """``[D]`` mean cross-entropies of hidden codes."""
         ids = torch.stack([item["ids"] for item in batch])
-        count, positions, _ = ids.shape
-        share = float(torch.distributions.Beta(*_HIDDEN).sample())
+        positions = ids.shape[1]
+        share = _hidden_share(draws.step)
         visible = positions - min(max(round(positions * share), 1), positions - 1)
-        order = torch.rand(count, positions).argsort(1)
+        order = torch.stack([torch.rand(positions, generator=generator) for generator in draws.samples]).argsort(1)
         ids, places = ids.to(self.device), order[:, :visible].to(self.device)
         earlier, seen = None, 0
         if reuse:
-            seen = visible - round(visible * float(torch.rand(())))
+            seen = visible - round(visible * float(torch.rand((), generator=draws.step)))
             earlier = self._looked(ids, places[:, :seen], wanted)
         found = model(ids, places[:, seen:], model.conditions(wanted), earlier)
         targets = rows_at(ids, found.hidden)
@@ -216,3 +209,9 @@ class ENATTraining(TrainingModule):
 
     def _wanted(self, item: Item) -> Wanted:
         return self.model.conditions.wanted(item["caption"])
+
+
+def _hidden_share(generator: torch.Generator) -> float:
+    """A draw from the beta distribution of :data:`_HIDDEN`; the 12th smallest of 14 even numbers is one."""
+    hidden, visible = _HIDDEN
+    return float(torch.rand(hidden + visible - 1, generator=generator).sort().values[hidden - 1])

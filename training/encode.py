@@ -1,20 +1,16 @@
-"""From an image source to a token store: every picture coded once, before the language model is trained."""
+"""What is known about the pictures of a source, and the tokenizer that codes them."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..data.base import ImageSource
-from ..data.pictures import Item, OnError, Pictures, collate
+from ..data.pictures import Item, Pictures
 from ..data.scenes import Scenes
-from ..data.tokens import TokenRecord, TokenStore
-from ..data.transforms import Crop, Filter, to_uint8
+from ..data.store import TokenRecord
 from ..tokenizers.base import VisualTokenizer
 
 
@@ -49,45 +45,6 @@ class Pages(Dataset[tuple[Item, TokenRecord]]):
         return item, record_of(self.pictures.source, item["index"])
 
 
-@torch.inference_mode()
-def encode_source(
-    tokenizer: VisualTokenizer,
-    source: ImageSource,
-    batch_size: int = 64,
-    filter: Filter = "lanczos",  # noqa: A002 - Pillow's word
-    on_error: OnError = "skip",
-    workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> TokenStore:
-    """Code the pictures of a source, cropped at the center to the tokenizer's size.
-
-    Args:
-        tokenizer: in eval mode.
-        source: pictures and captions; scenes bring questions too.
-        batch_size: pictures coded together.
-        filter: of the resize.
-        on_error: ``skip`` leaves broken pictures out, ``raise`` stops at the first.
-        workers: processes that read; 0 reads in this one.
-        progress: called with (pictures done, pictures in all) after every batch.
-    """
-    crop = Crop(tokenizer.image_size, "center", filter)
-    pages = Pages(Pictures(source, crop, on_error))
-    pictures = hashlib.sha256()  # as they were coded: cropped
-    ids: list[torch.Tensor] = []
-    records: list[TokenRecord] = []
-    for number, batch in enumerate(DataLoader(pages, batch_size, num_workers=workers, collate_fn=_readable), 1):
-        if batch:
-            images = collate([item for item, _ in batch])["images"]
-            pictures.update(to_uint8(images).numpy().tobytes())
-            ids.append(tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype)).ids.cpu())
-            records += [record for _, record in batch]
-        if progress is not None:
-            progress(min(number * batch_size, len(source)), len(source))
-    origin: dict[str, Any] = {"pictures": len(source), "left_out": len(source) - len(records)}
-    origin |= {"crop": crop.describe(), "pictures_hash": pictures.hexdigest()}
-    return TokenStore(torch.cat(ids), records, tokenizer.spec.to_dict(), tokenizer.fingerprint(), origin)
-
-
 def texts_of(source: ImageSource, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Captions, questions and answers of a source: what a vocabulary is trained on."""
     texts: list[str] = []
@@ -104,8 +61,3 @@ def record_of(source: ImageSource, index: int) -> TokenRecord:
     """Caption and questions of the picture at ``index``; only scenes have questions."""
     asked = source.questions(index) if isinstance(source, Scenes) else []
     return TokenRecord(source.caption(index), tuple((item.question, item.answer) for item in asked))
-
-
-def _readable(pages: list[tuple[Item, TokenRecord]]) -> list[tuple[Item, TokenRecord]]:
-    """Without those that stand in for a broken picture: they come again in their own place."""
-    return [page for page in pages if not page[0]["skipped"]]

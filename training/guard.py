@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from .processes import averaged
 from .rise import RiseMeter
+from .sharding import local
 
 _log = logging.getLogger(__name__)
 
@@ -214,8 +215,8 @@ class StepGuard:
 
 
 def poisoned(module: nn.Module) -> Tensor:
-    """A NaN that reaches every trained parameter, so that all ranks see it once gradients are averaged."""
-    return torch.stack([p.float().sum() for p in module.parameters() if p.requires_grad]).sum() * torch.nan
+    """A NaN that reaches every trained parameter, or its part, so that all ranks see it once gradients are averaged."""
+    return torch.stack([local(p).float().sum() for p in module.parameters() if p.requires_grad]).sum() * torch.nan
 
 
 def spread(loss: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
-from ..data.files import atomic_file
+from ..data.files import atomic_file, atomic_folder
 
 
 class GracefulInterrupt(Checkpoint):
@@ -19,7 +20,9 @@ class GracefulInterrupt(Checkpoint):
 
     The step under way is finished, including all batches whose gradients it accumulates; a second Ctrl-C ends the run
     at once. Lightning runs checkpoint callbacks last, so averaged weights are up to date when they are saved. The file
-    is replaced as a whole: where the disk is full the old one stays.
+    is replaced as a whole: where the disk is full the old one stays. Where weights are sharded it is a folder that
+    holds the parts of all processes (``torch.distributed.checkpoint``), which any number of processes can read; it
+    takes its place when all of them have written.
 
     Args:
         every: optimizer steps between saves.
@@ -72,10 +75,10 @@ class GracefulInterrupt(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         target = self.checkpoint_path(trainer)
-        if not trainer.is_global_zero:  # takes part in gathering, writes nothing
+        if not trainer.is_global_zero:  # takes part in gathering, and writes its parts to where the first one says
             trainer.save_checkpoint(target)
             return
-        with atomic_file(target) as partial:
+        with (atomic_folder if _in_parts(trainer) else atomic_file)(target) as partial:
             trainer.save_checkpoint(partial)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -86,3 +89,28 @@ class GracefulInterrupt(Checkpoint):
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
+
+
+def check_parts(path: Path, trainer: Trainer) -> None:
+    """Raise unless a checkpoint was saved as a run would save it: in parts, or as one file.
+
+    Args:
+        path: of the checkpoint.
+        trainer: of the run that is to go on from it.
+
+    Raises:
+        ValueError: weights whole in one and sharded in the other.
+    """
+    saved = path.is_dir()
+    if saved != _in_parts(trainer):
+        kinds = ("whole weights, which are one file", "sharded weights, which are a folder")
+        strategy = "ModelParallelStrategy" if saved else "another strategy than ModelParallelStrategy"
+        raise ValueError(
+            f"expected a checkpoint of {kinds[not saved]}, got {path} of {kinds[saved]}; go on with {strategy}, as the "
+            "run was begun"
+        )
+
+
+def _in_parts(trainer: Trainer) -> bool:
+    strategy = trainer.strategy
+    return isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint

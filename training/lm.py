@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.files import atomic_file
-from ..data.tokens import TokenStore
+from ..data.store import OneCrop, TokenStore
 from ..generation.orders import Order, Raster, order_parts
 from ..generation.pipeline import TextToImagePipeline
 from ..generation.sampling import Sampling
 from ..generation.text import ANSWER, write_text
 from ..lm.conditions import check_one_kind, class_number
 from ..lm.embedding import CodebookEmbedding
+from ..lm.losses import BlockLoss, total_loss
 from ..lm.model import SharedLM
 from ..lm.plans import Plan, PlanRows
 from ..lm.sequences import Batch, Example, Rows
@@ -33,7 +34,9 @@ from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings, Trained
 from .precision import SaveDtype, rounded
 from .pretrained import Pretrained
+from .processes import token_shares
 from .resume import ResumableData
+from .sharding import gathered, sharded
 
 Item = dict[str, Any]
 
@@ -46,26 +49,52 @@ class TokenData(ResumableData):
         validation: folder of another one to validate on.
         batch_size: images per process.
         workers: processes that read.
-        seed: of the order, >= 0.
+        seed: of the order, and of which crop is shown, >= 0.
+        near: for a store that is larger than memory, how many groups of 4,096 rows are shuffled together; all rows are
+            shuffled alike by default.
 
     Raises:
         FileNotFoundError: a folder is no token store.
+        ValueError: a damaged store, or ``near`` below 1.
     """
 
     def __init__(
-        self, train: str, validation: str | None = None, batch_size: int = 32, workers: int = 0, seed: int = 0
+        self,
+        train: str,
+        validation: str | None = None,
+        batch_size: int = 32,
+        workers: int = 0,
+        seed: int = 0,
+        near: int | None = None,
     ) -> None:
         super().__init__(batch_size, workers, seed)
+        if near is not None and near < 1:
+            raise ValueError(f"expected near >= 1 group, got {near}; leave it out to shuffle all rows alike")
+        self.near = near
         self.train = TokenStore.open(train)
         self.validation = None if validation is None else TokenStore.open(validation)
 
     def train_set(self) -> Dataset[Item]:
-        """The store to train on."""
-        return self.train
+        """The store to train on: one crop of every picture, another in each epoch where there are several."""
+        return OneCrop(self.train, self.seed)
 
     def validation_set(self) -> Dataset[Item] | None:
         """The store to validate on, or None."""
-        return self.validation
+        return None if self.validation is None else OneCrop(self.validation, self.seed)
+
+    def near_rows(self) -> dict[str, Any]:
+        """Groups of the store, where they are shuffled near each other."""
+        return {} if self.near is None else {"groups": OneCrop(self.train).groups, "near": self.near}
+
+    def check_tokenizer(self, tokenizer: VisualTokenizer) -> None:
+        """Raise unless a tokenizer made the codes.
+
+        Raises:
+            ValueError: another one, or a changed one; the sentence names the difference.
+        """
+        identity = tokenizer.identity()
+        for store in filter(None, (self.train, self.validation)):
+            store.check_tokenizer(identity)
 
     @staticmethod
     def collate(items: list[Item]) -> list[Item]:
@@ -182,6 +211,7 @@ class LanguageModelTraining(TrainingModule):
             )
         self.weights = _checked(weights or {}, ["text", *(book.name for book in coded.spec.codebooks)])
         self._before: float | None = None
+        self._after: float | None = None
         self._fixed: Plan | None = None
 
     def trained(self) -> Mapping[str, Trained]:
@@ -197,54 +227,58 @@ class LanguageModelTraining(TrainingModule):
         super().check_run(trainer, data)
         if self.coder.tuned is not None and isinstance(data, TokenData):
             raise ValueError("a tokenizer is tuned on pictures, got a store of codes; use PictureTextData")
-        stores = [data.train, data.validation] if isinstance(data, TokenData) else []
-        expected = self.model.config.tokenizer_fingerprint
-        for store in filter(None, stores):
-            if store.fingerprint != expected:
-                raise ValueError(
-                    f"the token store must come from tokenizer {expected} of the language model, got one of "
-                    f"{store.fingerprint}; encode the images again with this tokenizer"
-                )
+        if isinstance(data, TokenData):
+            data.check_tokenizer(self.coder.tokenizer)
 
     def training_loss(self, batch: list[Item]) -> Tensor:
         """Sum of the weighted block losses over both directions, and of the terms of a tokenizer that is tuned."""
-        reads = (torch.rand(len(batch)) < self.reading).tolist()
-        coded = self.coder(batch, self.device)
+        draws = self.draws(len(batch))
+        reads, coded = draws.chosen(self.reading), self.coder(batch, self.device)
         written, reading = list[Example](), list[Example]()
-        for item, ids, read_as, read in zip(batch, coded.ids, coded.read_as, reads, strict=True):
+        rows = zip(batch, coded.ids, coded.read_as, reads, draws.samples, strict=True)
+        for item, ids, read_as, read, generator in rows:
             if not self.model.config.classes and (read or item["caption"] is None):
-                reading.append(self._read(item, ids, read_as))
+                reading.append(self._read(item, ids, read_as, generator))
             else:
-                written.append(self._written(item, ids, read_as))
-        result = self.model(self._collate(written, reading), self.weights)
-        terms = {name: block.mean for name, block in result.blocks.items()}
+                written.append(self._written(item, ids, read_as, generator))
+        blocks = _over_all(self.model(self._collate(*self._passes(written, reading))).blocks)
+        terms = {name: block.mean for name, block in blocks.items()}
         terms |= {f"tokenizer/{name}": value for name, value in coded.losses.items()}
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
-        return torch.stack([result.loss, *(value.float() for value in coded.losses.values())]).sum()
+        self.show({f"train/{name}": value for name, value in terms.items()})
+        losses = (total_loss(blocks, self.weights), *(value.float() for value in coded.losses.values()))
+        return torch.stack(losses).sum()
 
     def validation_step(self, batch: list[Item], batch_idx: int) -> None:
         """Block losses, and the share of questions answered word for word."""
         layout, coded = self.model.layout, self.coder(batch, self.device)
-        pairs, fixed = list(zip(batch, coded.ids, strict=True)), torch.Generator().manual_seed(batch_idx)
+        pairs, fixed = list(zip(batch, coded.ids, strict=True)), self.validation_draws(len(batch), batch_idx).samples
         if self.model.config.classes:
-            written = [layout.class_to_image(self._class(i), ids, self._rows(fixed)) for i, ids in pairs]
+            written = [
+                layout.class_to_image(self._class(item), ids, self._rows(generator))
+                for (item, ids), generator in zip(pairs, fixed, strict=True)
+            ]
             reading = list[Example]()
         else:
-            told = [(item["caption"], ids) for item, ids in pairs if item["caption"] is not None]
-            written = [layout.text_to_image(caption, ids, rows=self._rows(fixed)) for caption, ids in told]
+            told = [
+                (i["caption"], ids, g) for (i, ids), g in zip(pairs, fixed, strict=True) if i["caption"] is not None
+            ]
+            written = [
+                layout.text_to_image(caption, ids, rows=self._rows(generator)) for caption, ids, generator in told
+            ]
             reading = [layout.image_to_text(ids, item["caption"], item["questions"]) for item, ids in pairs]
-        result = self.model(self._collate(written, reading), self.weights)
-        self.log_dict({f"val/{n}": b.mean for n, b in result.blocks.items()}, batch_size=len(batch))
+        for name, block in self.model(self._collate(written, reading)).blocks.items():
+            self.score({f"val/{name}": block.mean}, block.tokens)
         asked = [(ids, question, answer) for item, ids in pairs for question, answer in item["questions"]]
         if asked:
             right = self._answers(asked)
-            self.log("val/answers", right.float().mean(), batch_size=len(asked), prog_bar=True)
+            self.score({"val/answers": right.float().mean()}, len(asked))
         if self.coder.tuned is not None:
             images = torch.stack([item["images"] for item in batch]).to(self.device)
-            self.log("val/psnr", self.coder.psnr(images).mean(), batch_size=len(batch), prog_bar=True)
+            self.score({"val/psnr": self.coder.psnr(images).mean()}, len(batch))
 
     def on_validation_start(self) -> None:
-        """Read what the tokenizer embeds now."""
+        """As every module; and read what the tokenizer embeds now."""
+        super().on_validation_start()
         self._follow_tokenizer()
 
     def on_fit_start(self) -> None:
@@ -252,6 +286,13 @@ class LanguageModelTraining(TrainingModule):
         super().on_fit_start()
         if self._before is None:
             self._before = self._reconstruction()
+
+    def on_fit_end(self) -> None:
+        """As every module; and note how the tokenizer reconstructs after."""
+        with gathered(self):
+            self._follow_tokenizer()
+        self._after = self._reconstruction()
+        super().on_fit_end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As every module; and how the tokenizer reconstructed before."""
@@ -267,12 +308,11 @@ class LanguageModelTraining(TrainingModule):
         """Write tokenizer and model, and beside them what tuning did to reconstruction."""
         tokenizer = self.coder.tokenizer.eval()
         if self.coder.tuned is not None:
-            self._follow_tokenizer()
             self.model.config.tokenizer_fingerprint = tokenizer.fingerprint()
         with rounded(tokenizer, self._tokenizer_dtype()), rounded(self.model, self.save_dtype):
             TextToImagePipeline(tokenizer, self.model).save_pretrained(folder)
         if self.coder.tuned is not None:
-            told = {"psnr_before": self._before, "psnr_after": self._reconstruction()}
+            told = {"psnr_before": self._before, "psnr_after": self._after}
             with atomic_file(folder / "tuning.json") as file:
                 file.write_text(json.dumps(told, indent=2))
 
@@ -287,24 +327,39 @@ class LanguageModelTraining(TrainingModule):
             return None
         pictures = data.validation_set()
         parts = torch.arange(len(pictures)).split(64)
-        found = [
-            self.coder.psnr(torch.stack([pictures[int(i)]["images"] for i in part]).to(self.device)) for part in parts
-        ]
+        with gathered(self):
+            found = [
+                self.coder.psnr(torch.stack([pictures[int(i)]["images"] for i in part]).to(self.device))
+                for part in parts
+            ]
         return float(torch.cat(found).mean())
 
-    def _read(self, item: Item, ids: Tensor, read_as: Tensor | None) -> Example:
-        asked = self._asked(item)
+    def _read(self, item: Item, ids: Tensor, read_as: Tensor | None, generator: torch.Generator) -> Example:
+        asked = self._asked(item, generator)
         raster = isinstance(self.order, Raster)
         return self.model.layout.image_to_text(ids, item["caption"], asked, learn_codes=raster, read_as=read_as)
 
-    def _written(self, item: Item, ids: Tensor, read_as: Tensor | None) -> Example:
-        dropped = bool(self.caption_dropout) and float(torch.rand(())) < self.caption_dropout
+    def _written(self, item: Item, ids: Tensor, read_as: Tensor | None, generator: torch.Generator) -> Example:
+        dropped = float(torch.rand((), generator=generator)) < self.caption_dropout
         if self.model.config.classes:
             number = self._class(item)
-            return self.model.layout.class_to_image(None if dropped else number, ids, self._rows())
-        return self.model.layout.text_to_image(None if dropped else item["caption"], ids, read_as, self._rows())
+            return self.model.layout.class_to_image(None if dropped else number, ids, self._rows(generator))
+        caption, rows = None if dropped else item["caption"], self._rows(generator)
+        return self.model.layout.text_to_image(caption, ids, read_as, rows)
 
-    def _rows(self, generator: torch.Generator | None = None) -> PlanRows | None:
+    def _passes(self, written: list[Example], reading: list[Example]) -> list[list[Example]]:
+        """The groups that are computed together: where weights are sharded, as many in every process.
+
+        Processes gather the parts of each other in each pass. Where one has nothing to write, or nothing to read, an
+        example of the other group stands in, of which nothing is learned.
+        """
+        groups = [written, reading]
+        if not sharded(self) or self.model.config.classes or self.pack is not None:
+            return groups
+        spare = next(iter(written + reading))
+        return [group or [replace(spare, learned=torch.zeros_like(spare.learned))] for group in groups]
+
+    def _rows(self, generator: torch.Generator) -> PlanRows | None:
         """How a picture is written; None for raster."""
         if isinstance(self.order, Raster):
             return None
@@ -321,11 +376,11 @@ class LanguageModelTraining(TrainingModule):
             same = self.coder.tokenizer.fingerprint() == self.model.config.tokenizer_fingerprint
         return self.save_dtype if same else "float32"
 
-    def _asked(self, item: Item) -> list[tuple[str, str]]:
+    def _asked(self, item: Item, generator: torch.Generator) -> list[tuple[str, str]]:
         asked = item["questions"]
-        if item["caption"] is not None and float(torch.rand(())) < self.describing:
+        if item["caption"] is not None and float(torch.rand((), generator=generator)) < self.describing:
             return []
-        return [asked[index] for index in torch.randperm(len(asked))[: self.questions].tolist()]
+        return [asked[index] for index in torch.randperm(len(asked), generator=generator)[: self.questions].tolist()]
 
     def _answers(self, asked: list[tuple[Tensor, str, str]]) -> Tensor:
         layout = self.model.layout
@@ -366,6 +421,14 @@ def _with_dims(embedding: dict[str, Any], tokenizer: VisualTokenizer) -> dict[st
     if embedding.get("kind") != "codebook":
         return embedding
     return {"dims": {name: int(table.shape[1]) for name, table in tokenizer.code_vectors().items()}, **embedding}
+
+
+def _over_all(blocks: Mapping[str, BlockLoss]) -> dict[str, BlockLoss]:
+    """Block losses as terms whose average over processes is the mean over all tokens of the batch."""
+    tokens = torch.stack([block.tokens for block in blocks.values()])
+    shares = token_shares(tokens)
+    found = zip(blocks, blocks.values(), shares, strict=True)
+    return {name: BlockLoss(share * block.mean, block.tokens) for name, block, share in found}
 
 
 def _checked(weights: Mapping[str, float], known: list[str]) -> dict[str, float]:

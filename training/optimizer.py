@@ -9,7 +9,10 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
+
+from .sharding import whole
 
 #: Modules whose weights are not matrices of a linear map.
 _NOT_DECAYED = (nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -45,13 +48,13 @@ class OptimizerSettings:
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}; 1e-4 to 1e-3 is usual")
-        if self.muon is not None and self.muon <= 0:
+        if self.muon is not None and not 0 < self.muon < math.inf:
             raise ValueError(f"muon must be a rate above 0, got {self.muon}; null trains everything with AdamW")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}; 0 starts at the full rate")
-        if self.clip is not None and self.clip <= 0:
+        if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}; null leaves gradients as they are")
 
 
@@ -117,6 +120,56 @@ def _output_matrices(module: nn.Module) -> set[int]:
     return {id(parameter) for head in heads if head is not None for parameter in head.parameters()}
 
 
+class ShardedMuon(torch.optim.Muon):
+    """Muon, for matrices of which each process has a part too, with the same updates.
+
+    An update is orthogonal as a whole matrix or not at all. Momentum is kept in parts; what is to be made orthogonal is
+    gathered, matrix by matrix, and every process makes all of it orthogonal and takes its part. A step therefore costs
+    one gathering of every matrix in float32 and the arithmetic of a single process.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step; see ``torch.optim.Muon``."""
+        if not any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+        return loss
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
+        momentum = state.setdefault("momentum_buffer", torch.zeros_like(gradient))
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(_part_of(_moved(whole(update), group), parameter))
+
+
+def _moved(update: Tensor, group: dict[str, Any]) -> Tensor:
+    """What torch's Muon adds to a matrix for an update that holds its momentum already."""
+    stand_in = nn.Parameter(torch.zeros_like(update))
+    stand_in.grad = update
+    names = ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
+    torch.optim.Muon(
+        [stand_in], weight_decay=0.0, momentum=0.0, nesterov=False, **{name: group[name] for name in names}
+    ).step()
+    return stand_in.detach()
+
+
+def _part_of(full: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(like, DTensor):
+        return full
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the groups marked ``muon``, AdamW for the others: one optimizer, one state, one schedule.
 
@@ -130,7 +183,7 @@ class MuonAdamW(torch.optim.Optimizer):
         others = [group for group in groups if not group["muon"]]
         self._inner: list[tuple[bool, torch.optim.Optimizer]] = []
         if marked:
-            self._inner.append((True, torch.optim.Muon(marked, adjust_lr_fn="match_rms_adamw")))
+            self._inner.append((True, ShardedMuon(marked, adjust_lr_fn="match_rms_adamw")))
         if others:
             self._inner.append((False, torch.optim.AdamW(others, betas=betas)))
         super().__init__([group for _, inner in self._inner for group in inner.param_groups], {})

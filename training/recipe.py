@@ -103,14 +103,15 @@ def read_yaml(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no YAML, or a key that is given twice.
+        ValueError: no YAML, a key that is given twice, or a tag that asks for something else than plain values.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"a recipe file was expected at {path}, which does not exist; check the path")
+        what = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise FileNotFoundError(f"a recipe file was expected at {path}, which {what}; check the path")
     try:
-        return yaml.load(Path(path).read_text(), _UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML, got {' '.join(str(error).split())}; correct the file") from error
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML, got {_told(error)}; correct the file") from error
 
 
 def stages_of(entries: Mapping[str, Any]) -> tuple[Stage, ...]:
@@ -343,7 +344,11 @@ def _write_mark(folder: Path, mark: dict[str, Any]) -> dict[str, Any]:
 
 def _read_mark(folder: Path) -> dict[str, Any]:
     path = folder / MARK
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        mark = json.loads(path.read_text()) if path.is_file() else {}
+        return mark if not mark else {name: mark[name] for name in ("fingerprint", "started", "seconds", "finished")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove {folder}, or choose another folder to run in") from error
 
 
 def _stage(name: str, entry: Any) -> Stage:
@@ -356,6 +361,9 @@ def _stage(name: str, entry: Any) -> Stage:
             f"stage {name!r} must have a mapping under with and a list under publish, got {_shape(arguments)} and "
             f"{_shape(publish)}; correct it"
         )
+    for file in map(str, publish):
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise ValueError(f"stage {name!r} must publish files of its folder, got {file!r}; name files in it")
     return Stage(name, entry["run"], arguments, tuple(map(str, publish)))
 
 
@@ -383,6 +391,14 @@ def _check_only(recipe: Recipe, only: Collection[str]) -> None:
 
 def _shape(data: Any) -> str:
     return f"keys {', '.join(map(str, data))}" if isinstance(data, dict) else f"{type(data).__name__}"
+
+
+def _told(error: Exception) -> str:
+    """What is wrong with a file, and in which line."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    place = "" if error.problem_mark is None else f"in line {error.problem_mark.line + 1}"
+    return " ".join(filter(None, (error.context, error.problem, place)))
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -7,15 +7,19 @@ the batch that the trainer's own progress names, which is the same number in a r
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
 from ..data.order import ResumableOrder
+
+#: What comes after the last batch.
+_END = object()
 
 
 class ResumableLoader:
@@ -32,6 +36,7 @@ class ResumableLoader:
 
     def __init__(self, loader: DataLoader[Any], order: ResumableOrder, position: Callable[[], int]) -> None:
         self.loader, self.order, self.position = loader, order, position
+        self.waited = 0.0  #: seconds that training has stood still for its batches
 
     def __len__(self) -> int:
         return self.order.batches
@@ -40,7 +45,14 @@ class ResumableLoader:
         # Read with the first batch, not before: where Lightning has to count the batches of an epoch, it makes this
         # iterator before it restores how far it had got.
         self.order.start = self.position()
-        yield from self.loader
+        batches = iter(self.loader)
+        while True:
+            begun = time.monotonic()
+            batch = next(batches, _END)
+            self.waited += time.monotonic() - begun
+            if batch is _END:
+                return
+            yield batch
 
     @property
     def _iterator(self) -> Any:
@@ -60,11 +72,35 @@ class ResumableLoader:
         """Nothing to restore."""
 
 
+class DealtOrder(DistributedSampler[Any]):
+    """Every item once, in index order, one to each process in turn: process r reads items r, r + world, ...
+
+    Processes may read different numbers of items. Not torch's own, which makes them equal by repeating items, and which
+    Lightning would put in the place of any other kind.
+
+    Args:
+        data: sized.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(self, data: Dataset[Any], rank: int = 0, world: int = 1) -> None:
+        super().__init__(data, world, rank, shuffle=False)
+        self._numbers = range(rank, _length(data), world)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
 class ResumableData(LightningDataModule, ABC):
     """Loaders of map-style data sets with exact resume; subclasses say which data sets.
 
-    Training drops the incomplete last batch of an epoch, validation keeps it. A checkpoint records the epoch, the
-    batches of it that were trained on, and what the order depends on; resuming with another order is an error.
+    Training drops the incomplete last batch of an epoch, validation keeps it and shows every item once, on one of the
+    processes. A checkpoint records the epoch, the batches of it that were trained on, and what the order depends on;
+    resuming with another order is an error.
 
     Args:
         batch_size: items per process.
@@ -73,15 +109,19 @@ class ResumableData(LightningDataModule, ABC):
         shuffle: a new permutation every epoch; False trains in index order.
 
     Raises:
-        ValueError: a negative number of workers.
+        ValueError: a negative number of workers, or batches of nothing.
     """
 
     def __init__(self, batch_size: int = 32, workers: int = 0, seed: int = 0, shuffle: bool = True) -> None:
         super().__init__()
         if workers < 0:
             raise ValueError(f"expected workers >= 0, got {workers}; 0 reads in the training process")
+        if batch_size < 1:
+            raise ValueError(f"expected a batch size >= 1, got {batch_size}; choose another")
         self.batch_size, self.workers, self.seed, self.shuffle = batch_size, workers, seed, shuffle
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may have nothing to validate
         self._order: ResumableOrder | None = None
+        self._loaders: list[ResumableLoader] = []
         self._restored: dict[str, Any] | None = None
 
     @abstractmethod
@@ -92,10 +132,26 @@ class ResumableData(LightningDataModule, ABC):
     def validation_set(self) -> Dataset[Any] | None:
         """The data to validate on, or None."""
 
+    def near_rows(self) -> dict[str, Any]:
+        """``groups`` and ``near`` of `ResumableOrder`, where rows are best read near others."""
+        return {}
+
     @staticmethod
     def collate(items: list[Any]) -> Any:
         """Items to a batch; a static method, so that workers are sent no trainer."""
         return default_collate(items)
+
+    def check_order(self, world: int) -> None:
+        """Look at the training data before a run writes anything.
+
+        Args:
+            world: number of processes.
+
+        Raises:
+            ValueError: too few items for a batch of every process, or a negative seed.
+        """
+        length, size = _length(self.train_set()), self.batch_size
+        ResumableOrder(length, self.seed, self.shuffle, 0, world, batch_size=size, **self.near_rows())
 
     def train_dataloader(self) -> ResumableLoader:
         """One pass of the training data from the trainer's position on.
@@ -104,17 +160,23 @@ class ResumableData(LightningDataModule, ABC):
             ValueError: the checkpoint to resume was written with another order.
         """
         data = self.train_set()
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        order = ResumableOrder(_length(data), self.seed, self.shuffle, rank, world, batch_size=self.batch_size)
+        rank, world = self._seat()
+        options: dict[str, Any] = {"batch_size": self.batch_size, **self.near_rows()}
+        order = ResumableOrder(_length(data), self.seed, self.shuffle, rank, world, **options)
         self._check_restored(order)
         self._order = order
-        return ResumableLoader(self._loader(data, order, drop_last=True), order, self.position)
+        self._loaders.append(ResumableLoader(self._loader(data, order, drop_last=True), order, self.position))
+        return self._loaders[-1]
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The validation data in index order; no loader where there is none."""
+        """This process's items of the validation data, in index order; no loader where there is none."""
         data = self.validation_set()
-        return [] if data is None else self._loader(data, None, drop_last=False)
+        return [] if data is None else self._loader(data, DealtOrder(data, *self._seat()), drop_last=False)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that training has stood still for its batches, in this process."""
+        return sum(loader.waited for loader in self._loaders)
 
     def position(self) -> int:
         """Batches trained on since the first of epoch 0, on each process; 0 without a trainer or when overfitting."""
@@ -135,19 +197,24 @@ class ResumableData(LightningDataModule, ABC):
         """Remember what a checkpoint says, for `train_dataloader` to check."""
         self._restored = state_dict
 
+    def _seat(self) -> tuple[int, int]:
+        """Rank, and number of processes; those of one process without a trainer."""
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
     def _check_restored(self, order: ResumableOrder) -> None:
         if self._restored is None:
             return
         before, now = self._restored["order"], _describe(order)
         for name, value in before.items():
-            if now[name] != value:
+            if now.get(name) != value:
                 raise ValueError(
-                    f"expected {name} {value} as in the checkpoint, got {now[name]}; "
+                    f"expected {name} {value} as in the checkpoint, got {now.get(name)}; "
                     "resume with the same data, or load the weights alone and start a new run"
                 )
         self._restored = None
 
-    def _loader(self, data: Dataset[Any], order: ResumableOrder | None, drop_last: bool) -> DataLoader[Any]:
+    def _loader(self, data: Dataset[Any], order: Sampler[int], drop_last: bool) -> DataLoader[Any]:
         return DataLoader(
             data,
             batch_size=self.batch_size,
@@ -162,7 +229,8 @@ class ResumableData(LightningDataModule, ABC):
 
 def _describe(order: ResumableOrder) -> dict[str, Any]:
     """What decides which batch comes when, as the checkpoint names it; the split among processes does not."""
-    return {
+    near = {} if order.groups is None else {"groups near each other": order.near}
+    return near | {
         "items": order.length,
         "global batch size": order.batch_size * order.world,
         "seed": order.seed,

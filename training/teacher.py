@@ -18,14 +18,15 @@ from .base import TrainingModule
 from .data import ImageData
 from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings
+from .processes import collected, everywhere
 
 
 class TeacherTraining(TrainingModule):
     """Trains a ``transformers`` SigLIP from scratch on batches with ``images`` and ``text``.
 
-    The sigmoid loss (https://arxiv.org/abs/2303.15343) asks of every image and caption of a batch whether they belong
-    together; equal captions do. Logs ``train/retrieval`` and ``val/retrieval``: how often an image's best caption of
-    its batch is its own.
+    The sigmoid loss (https://arxiv.org/abs/2303.15343) asks of every image and caption of a batch, of all processes
+    together, whether they belong together; equal captions do. Logs ``train/retrieval`` and ``val/retrieval``: how often
+    an image's best caption of its batch is its own.
 
     Args:
         vocabulary: of the captions.
@@ -69,6 +70,7 @@ class TeacherTraining(TrainingModule):
         text = size | {"vocab_size": self.padding + 1, "max_position_embeddings": text_length}
         text |= {"pad_token_id": self.padding, "bos_token_id": None, "eos_token_id": None, "projection_size": width}
         vision = size | {"image_size": image_size, "patch_size": patch_size}
+        self._held_out, self._together = list[tuple[Tensor, ...]](), 0
         self.model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).train()
         with torch.no_grad():  # the paper's start: most pairs do not belong together
             self.model.logit_scale.fill_(math.log(10.0))
@@ -91,15 +93,30 @@ class TeacherTraining(TrainingModule):
 
     def training_loss(self, batch: dict[str, Any]) -> Tensor:
         """The sigmoid loss per image."""
-        logits, pairs = self._compare(batch)
-        self.log("train/retrieval", retrieval(logits, pairs))
+        pictures, texts, ids = self._features(batch)
+        logits, pairs = self._compare(pictures, ids, everywhere(texts), everywhere(ids))
+        self.show({"train/retrieval": retrieval(logits, pairs)})
         return sigmoid_loss(logits, pairs)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss and retrieval on held-out pairs."""
-        logits, pairs = self._compare(batch)
-        found = {"val/loss": sigmoid_loss(logits, pairs), "val/retrieval": retrieval(logits, pairs)}
-        self.log_dict(found, batch_size=len(logits), sync_dist=True, prog_bar=True)
+        """Note the features of held-out pairs, to be compared when those of all processes are there."""
+        features = self._features(batch)
+        self._held_out += zip(*(part.cpu() for part in features), strict=True)
+        self._together = max(self._together, len(features[0]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Score loss and retrieval, in batches as large as those of all processes together."""
+        pairs = collected(self._held_out)
+        size = max(collected([self._together])) * self._seat()[1]
+        self._held_out, self._together = [], 0
+        for start in range(0, len(pairs) if self.global_rank == 0 else 0, size):
+            pictures, texts, ids = (
+                torch.stack(part).to(self.device) for part in zip(*pairs[start:][:size], strict=True)
+            )
+            logits, same = self._compare(pictures, ids, texts, ids)
+            found = {"val/loss": sigmoid_loss(logits, same), "val/retrieval": retrieval(logits, same)}
+            self.score(found, len(logits))
+        super().on_validation_epoch_end()
 
     def save(self, folder: Path) -> None:
         """Write the SigLIP checkpoint."""
@@ -119,25 +136,28 @@ class TeacherTraining(TrainingModule):
             )
         return self.vocabulary.padded(captions, self.text_length)
 
-    def _compare(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        captions: list[str] = batch["text"]
-        ids = self.text_ids(captions).to(self.device)
-        logits = self.model(input_ids=ids, pixel_values=batch["images"]).logits_per_image.float()
-        numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-        same = torch.tensor([numbers[caption] for caption in captions], device=logits.device)
-        return logits, same[:, None] == same[None]
+    def _features(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of pictures and captions, ``[B, C]`` of length 1, and the ids of the captions."""
+        ids = self.text_ids(batch["text"]).to(self.device)
+        found = self.model(input_ids=ids, pixel_values=batch["images"])
+        return found.image_embeds.float(), found.text_embeds.float(), ids
+
+    def _compare(self, pictures: Tensor, ids: Tensor, texts: Tensor, all_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, T]`` of pictures by texts, and which belong together: those whose captions have equal ids."""
+        logits = pictures @ texts.T * self.model.logit_scale.float().exp() + self.model.logit_bias.float()
+        return logits, (ids[:, None] == all_ids[None]).all(-1)
 
 
 def sigmoid_loss(logits: Tensor, pairs: Tensor) -> Tensor:
     """Pairwise sigmoid loss, summed over captions and averaged over images.
 
     Args:
-        logits: ``[B, B]`` image by caption.
-        pairs: ``[B, B]`` bool, true where the two belong together.
+        logits: ``[B, T]`` image by caption.
+        pairs: ``[B, T]`` bool, true where the two belong together.
     """
     return -F.logsigmoid(torch.where(pairs, logits, -logits)).sum(-1).mean()
 
 
 def retrieval(logits: Tensor, pairs: Tensor) -> Tensor:
-    """Fraction of images whose highest logit of ``[B, B]`` is at one of their captions."""
+    """Fraction of images whose highest logit of ``[B, T]`` is at one of their captions."""
     return pairs.gather(1, logits.argmax(1, keepdim=True)).float().mean()

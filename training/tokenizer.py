@@ -138,8 +138,9 @@ class TokenizerTraining(TrainingModule):
             if self.discriminator is not None and terms.reconstruction is not None:
                 losses |= self._adversarial(self.discriminator, batch["images"], terms.reconstruction, total)
         self.usage.update(terms.codes)
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
-        self.log_dict(self.usage.compute())
+        self.show({f"train/{name}": value for name, value in losses.items()})
+        if self.logs_now:
+            self.log_dict(self.usage.compute())
         total = torch.stack([value.float() for value in losses.values()]).sum()
         return total + resting(self.discriminator) if self.discriminator is not None and self._rests() else total
 
@@ -184,11 +185,12 @@ class TokenizerTraining(TrainingModule):
             psnr = 10 * torch.log10(4 / difference.square().mean(1).clamp(min=1e-10))
             self.validation_usage.update(codes)
             found = {"val/psnr": psnr.mean(), "val/l1": difference.abs().mean()}
-        self.log_dict(found, batch_size=len(images), sync_dist=True, prog_bar=True)
+        self.score(found, len(images))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the usage of the codes just decoded."""
-        self.log_dict({f"val/{name}": value for name, value in self.validation_usage.compute().items()})
+        """As every module; and log the usage of the codes just decoded."""
+        super().on_validation_epoch_end()
+        self.log_dict({f"val/{name}": value for name, value in self.validation_usage.compute().items()}, sync_dist=True)
         self.validation_usage.reset()
 
     def save(self, folder: Path) -> None:
@@ -247,7 +249,7 @@ class TokenizerTraining(TrainingModule):
         look = self._look(place, len(images))
         weight = self.adversarial.generator_weight(place.step, self._since) * self.guard.cooling
         found = adversarial_terms(discriminator, self.anchors, self.adversarial, batch, look, place, weight)
-        self.log_dict({f"train/{name}": value for name, value in found.seen.items()})
+        self.show({f"train/{name}": value for name, value in found.seen.items()})
         return found.losses
 
     def _rests(self) -> bool:

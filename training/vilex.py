@@ -110,19 +110,19 @@ class ViLexTraining(TrainingModule):
     def training_loss(self, batch: dict[str, Any]) -> Tensor:
         """Mean squared error of what the frozen model predicts from the tokens that are kept."""
         images: Tensor = batch["images"]
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        clean = self.space.network.encode(images, generator)
-        times, noise = draw_times(self.times, len(images)), torch.randn(clean.shape)
-        return self._loss(clean, tail_drop(self._tokens(images)), times, noise)
+        draws = self.draws(len(images))
+        clean = self.space.network.encode(images, draws.samples)
+        times = draws.own(draw_times(self.times, draws.total, draws.step))
+        rows = zip(self._tokens(images).split(1), draws.samples, strict=True)
+        tokens = [tail_drop(row, generator)[0] for row, generator in rows]
+        return self._loss(clean, tokens, times, draws.normal(*clean.shape[1:]))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The same error with all tokens, fixed times and fixed noise."""
         images: Tensor = batch["images"]
-        generator = torch.Generator().manual_seed(batch_idx)
-        clean = self.space.network.encode(images)
-        times, noise = draw_times("uniform", len(images), generator), torch.randn(clean.shape, generator=generator)
-        found = self._loss(clean, list(self._tokens(images)), times, noise)
-        self.log("val/loss", found, batch_size=len(images), prog_bar=True, sync_dist=True)
+        draws, clean = self.validation_draws(len(images), batch_idx), self.space.network.encode(images)
+        found = self._loss(clean, list(self._tokens(images)), draws.spread(), draws.normal(*clean.shape[1:]))
+        self.score({"val/loss": found}, len(images))
 
     def save(self, folder: Path) -> None:
         """Write ViLex."""

@@ -22,6 +22,7 @@ from .guard import GUARD, GuardSettings
 from .optimizer import OPTIMIZER, OptimizerSettings, Trained
 from .pictures import PictureText, PictureTextData, PictureTexts
 from .precision import SaveDtype, rounded
+from .seeding import Draws
 
 #: Pictures, the first of the training data, that the scale of latents is measured on, and how many at once.
 _MEASURED, _TOGETHER = 1024, 64
@@ -136,19 +137,18 @@ class XARTraining(TrainingModule):
 
     def training_loss(self, batch: list[PictureText]) -> Tensor:
         """Mean squared error of the velocities."""
-        dropped = (torch.rand(len(batch)) < self.condition_dropout).tolist()
+        draws = self.draws(len(batch))
+        dropped = draws.chosen(self.condition_dropout)
         texts = [None if drop else item["caption"] for item, drop in zip(batch, dropped, strict=True)]
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         images = torch.stack([item["images"] for item in batch]).to(self.device)
-        return self.model(self.latents.encode(images, generator), self._wanted(texts)).loss
+        return self._loss(self.latents.encode(images, draws.samples), texts, draws)
 
     def validation_step(self, batch: list[PictureText], batch_idx: int) -> None:
         """The same error, with the same times and noise every time."""
         images = torch.stack([item["images"] for item in batch]).to(self.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(batch_idx)
-            found = self.model(self.latents.encode(images), self._wanted([item["caption"] for item in batch])).loss
-        self.log("val/loss", found, batch_size=len(batch), prog_bar=True)
+        draws = self.validation_draws(len(batch), batch_idx)
+        found = self._loss(self.latents.encode(images), [item["caption"] for item in batch], draws)
+        self.score({"val/loss": found}, len(batch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As every module; and the scale of the latents."""
@@ -165,6 +165,12 @@ class XARTraining(TrainingModule):
         self.model.config.tokenizer_fingerprint = self.latents.fingerprint()
         with rounded(self.model, self.save_dtype):
             XARPipeline(self.latents, self.model).save_pretrained(folder)
+
+    def _loss(self, latents: Tensor, texts: list[str | None], draws: Draws) -> Tensor:
+        entities = self.model.entities
+        times = draws.normal(entities.count).sigmoid()
+        noise = draws.normal(*entities.cut(latents).shape[1:])
+        return self.model(latents, self._wanted(texts), times, noise).loss
 
     def _wanted(self, texts: list[str | None]) -> list[Wanted]:
         return [self.model.condition.wanted(text) for text in texts]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
+
+from .summed import SummedMetric
 
 
-class AgreementMetric(Metric):
+class AgreementMetric(SummedMetric):
     """Mean cosine of paired features, exact however unevenly the pairs fall on batches and processes.
 
     States are float64 sums: the chance level is that of all pairs of different pictures, from the sums of the unit
@@ -23,8 +24,6 @@ class AgreementMetric(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
 
     matched: Tensor
     first_sum: Tensor

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 from transformers import AutoImageProcessor, CLIPModel, SiglipModel
 
 from ..checkpoints import load_local, load_tokenizer, pooled, stated_type
 from ..protocol import file_hash, state_hash, text_hash
 from .float32 import full_float32
+from .summed import SummedMetric
 
 PERCENT = 100.0  #: the weight of most tables
 PAPER_WEIGHT = 2.5  #: the paper's w
@@ -160,7 +160,7 @@ class CLIPScorer:
         return [index for index, row in enumerate(ids) if len(row) > self.max_tokens]
 
 
-class CLIPScoreMetric(Metric):
+class CLIPScoreMetric(SummedMetric):
     """Mean CLIP score over all pairs seen, exact however unevenly the pairs fall on processes.
 
     States are a float64 sum and integer counts, added across processes.
@@ -170,8 +170,6 @@ class CLIPScoreMetric(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
 
     total: Tensor
     truncated: Tensor

@@ -20,7 +20,7 @@ class Rebuilder:
     """Decodes the pictures of a set in order, batch by batch.
 
     What was trained beside a tokenizer draws every picture from the seed and the picture's number, whatever the
-    batches; a tokenizer's own decoder draws from one generator, where it draws at all.
+    batches; a tokenizer's own decoder draws from one generator a batch, where it draws at all.
 
     Args:
         decoder: in evaluation mode, on any device; a tokenizer must have a pixel decoder.
@@ -30,15 +30,15 @@ class Rebuilder:
 
     def __init__(self, decoder: VisualTokenizer | Detokenizer, size: tuple[int, int], seed: int = 0) -> None:
         self._decoder, self._size, self._seed = decoder, size, seed
-        self._generator = torch.Generator(decoder.device).manual_seed(seed)
         self.pictures = 0  #: decoded so far
         self.seconds = 0.0  #: that decoding them took
 
-    def __call__(self, codes: Codes) -> Tensor:
-        """The next pictures.
+    def __call__(self, codes: Codes, first: int | None = None) -> Tensor:
+        """Some pictures, by default the next ones.
 
         Args:
             codes: of B pictures, on the decoder's device.
+            first: number of the first of them in the set, where others decode some of it.
 
         Returns:
             ``[B, 3, H, W]`` uint8, on the decoder's device.
@@ -46,26 +46,27 @@ class Rebuilder:
         Raises:
             ValueError: pictures that are not finite; the sentence has the number of the first.
         """
-        begun = time.perf_counter()
+        begun, place = time.perf_counter(), self.pictures if first is None else first
         with full_float32():
-            images = self._decode(codes).float()
+            images = self._decode(codes, place).float()
         finite = images.isfinite().flatten(1).all(1).cpu()  # waits for the device
         self.seconds += time.perf_counter() - begun
         if not bool(finite.all()):
             wrong = int((~finite).nonzero()[0])
             whose = "decoder" if isinstance(self._decoder, Detokenizer) else "tokenizer"
             raise ValueError(
-                f"decoded pictures must be finite, got NaN or infinity in picture {self.pictures + wrong}; the {whose} "
+                f"decoded pictures must be finite, got NaN or infinity in picture {place + wrong}; the {whose} "
                 "is damaged, or needs float32"
             )
         self.pictures += len(images)
         levels = to_uint8(images)
         return levels if tuple(levels.shape[2:]) == self._size else resized(levels, self._size)
 
-    def _decode(self, codes: Codes) -> Tensor:
+    def _decode(self, codes: Codes, first: int) -> Tensor:
         if isinstance(self._decoder, Detokenizer):
-            return self._decoder.decode(codes, picture_generators(self._seed, self.pictures, len(codes)))
-        return self._decoder.decode(codes, self._generator)
+            return self._decoder.decode(codes, picture_generators(self._seed, first, len(codes)))
+        drawn = picture_generators(self._seed, first, 1)[0].initial_seed()
+        return self._decoder.decode(codes, torch.Generator(self._decoder.device).manual_seed(drawn))
 
 
 def paints(tokenizer: VisualTokenizer) -> bool:

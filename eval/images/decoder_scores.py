@@ -6,6 +6,7 @@ Knows nothing about codes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,21 +119,33 @@ class DecodedScores:
             rebuilt: likewise.
             before: what the judges see in the originals.
         """
+        self.add(self.of(originals, rebuilt, before))
+
+    def of(self, originals: Tensor, rebuilt: Tensor, before: Features) -> dict[str, Any]:
+        """What `update` adds of a batch, on the CPU, for another process to `add`; arguments as there."""
         seen, images = from_uint8(rebuilt), from_uint8(originals)
-        self._pixels.update(seen.cpu(), images.cpu())
-        for metric in (self._lpips, self._perceptual):
+        sums = {"pixels": self._pixels.of(seen.cpu(), images.cpu())}
+        for name, metric in (("lpips", self._lpips), ("perceptual", self._perceptual)):
             if metric is not None:
-                metric.update(seen, images)
+                sums[name] = metric.of(seen, images)
         after = self._judges.look(rebuilt)
-        if self._frechet is not None:
-            self._frechet.update(_there(after.extractor), real=False)
-            if self._settings.reference is None:
-                self._frechet.update(_there(before.extractor), real=True)
-        if self._kernel is not None:
-            self._kernel.update(_there(before.extractor), real=True)
-            self._kernel.update(_there(after.extractor), real=False)
         if self._agreement is not None:
-            self._agreement.update(_there(before.teacher), _there(after.teacher))
+            sums["agreement"] = self._agreement.of(_there(before.teacher), _there(after.teacher))
+        return {"sums": sums, "before": before.extractor, "after": after.extractor}
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        """Add what `of` found in a batch; batches in the order of their pictures."""
+        metrics = {"pixels": self._pixels, "lpips": self._lpips, "perceptual": self._perceptual}
+        for name, metric in {**metrics, "agreement": self._agreement}.items():
+            if metric is not None:
+                metric.add(found["sums"][name])
+        if self._frechet is not None:
+            self._frechet.update(_there(found["after"]), real=False)
+            if self._settings.reference is None:
+                self._frechet.update(_there(found["before"]), real=True)
+        if self._kernel is not None:
+            self._kernel.update(_there(found["before"]), real=True)
+            self._kernel.update(_there(found["after"]), real=False)
 
     def compute(self) -> dict[str, Any]:
         """Over everything added."""

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...data.weight_files import read_weight_file
 from ...tokenizers.perceptual import BackboneLoss
 from ..protocol import state_hash
 from .float32 import full_float32
@@ -133,7 +134,7 @@ def _stored(folder: Path) -> Iterator[str]:
         with safe_open(file, "pt") as weights:
             yield from weights.keys()
     for file in sorted(folder.glob("*.bin")):
-        yield from torch.load(file, "cpu", weights_only=True, mmap=True)
+        yield from read_weight_file(file, mmap=True)
 
 
 def _unread(pooler: torch.nn.Module, stored: set[str]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ...data.processes import ALONE, Processes
 from ..presets import Preset
 from ..protocol import Protocol, Result, text_hash
 from .clip_score import CLIPScoreMetric, CLIPScorer
@@ -68,6 +69,7 @@ def evaluate_generation(
     device: str = "cpu",
     preset: Preset | None = None,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> Result:
     """Score generated pictures against a reference.
 
@@ -82,6 +84,7 @@ def evaluate_generation(
         device: of the extractor.
         preset: a published protocol; any other is refused before the work.
         progress: told how many of how many pictures of a set are done: the drawn ones, then those of the reference.
+        processes: share the batches; each gets all scores, bit for bit those of one process.
 
     Returns:
         Scores ``fid``, ``inception_score``, ``kid``, ``precision``, ``recall``, ``clip_score``, ``clip_s`` and
@@ -105,11 +108,12 @@ def evaluate_generation(
     if isinstance(extractor, FIDInception):
         inception = InceptionScoreMetric(len(pictures), min(SPLITS, len(pictures)))
     scorer = None if clip is None or prompts is None else CLIPScoreMetric(clip)
-    mine = _read(pictures, extractor, settings, device, told, inception, scorer, prompts or ())
+    reader = _Reader(extractor, settings, device, told, processes)
+    mine = reader.read(pictures, inception, scorer, prompts or ())
     if isinstance(reference, Reference):
         theirs = _Side(reference.statistics, None, reference.dataset_hash)
     else:
-        theirs = _read(reference, extractor, settings, device, told)
+        theirs = reader.read(reference)
         protocol = replace(protocol, dataset_hash=theirs.content, reference_hash=theirs.content)
     scores: dict[str, Any] = {"fid": statistics_distance(mine.statistics, theirs.statistics)}
     if inception is not None:
@@ -129,6 +133,7 @@ def reference_of(
     batch_size: int = 32,
     device: str = "cpu",
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> Reference:
     """Statistics of pictures, with their identity, to score others against.
 
@@ -139,13 +144,13 @@ def reference_of(
         batch_size: pictures handled together.
         device: of the extractor.
         progress: as in `evaluate_generation`.
+        processes: likewise.
 
     Raises:
         BrokenImageError: a picture cannot be read.
         ValueError: an unknown split, fewer than two pictures, pictures of several sizes, features that are not finite.
     """
-    settings = GenerationSettings(batch_size)
-    side = _read(pictures, extractor, settings, device, progress or _quiet)
+    side = _Reader(extractor, GenerationSettings(batch_size), device, progress or _quiet, processes).read(pictures)
     return Reference(
         statistics=side.statistics,
         extractor=extractor.name,
@@ -157,40 +162,52 @@ def reference_of(
     )
 
 
-@torch.inference_mode()
-def _read(
-    pictures: PictureSet,
-    extractor: FeatureExtractor,
-    settings: GenerationSettings,
-    device: str,
-    progress: Progress,
-    inception: InceptionScoreMetric | None = None,
-    captions: CLIPScoreMetric | None = None,
-    prompts: Sequence[str] = (),
-) -> _Side:
-    """One pass over a set."""
-    frechet, kept, content, done = FrechetDistance(extractor.num_features), list[Tensor](), ContentHash(), 0
-    for images in pictures.batches(settings.batch_size, content):
-        features = _features(extractor, images.to(device), inception, done)
-        frechet.update(features, real=False)
-        if settings.keeps_features:
-            kept.append(features)
-        if captions is not None:
-            captions.update(images, prompts[done : done + len(images)])
-        done += len(images)
-        progress(done, len(pictures))
-    return _Side(frechet.statistics(real=False), torch.cat(kept) if kept else None, content.digits)
+@dataclass(frozen=True)
+class _Reader:
+    """How the pictures of a set are looked at, once each."""
 
+    extractor: FeatureExtractor
+    settings: GenerationSettings
+    device: str
+    progress: Progress
+    processes: Processes
 
-def _features(
-    extractor: FeatureExtractor, images: Tensor, inception: InceptionScoreMetric | None, first: int
-) -> Tensor:
-    """``[B, D]`` on the CPU; the Inception's logits are scored on the way."""
-    if inception is None or not isinstance(extractor, FIDInception):
-        return extractor(images).cpu()
-    found = extractor.outputs(images)
-    inception.update(found.logits.cpu(), torch.arange(first, first + len(images)))
-    return found.pool.cpu()
+    @torch.inference_mode()
+    def read(
+        self,
+        pictures: PictureSet,
+        inception: InceptionScoreMetric | None = None,
+        captions: CLIPScoreMetric | None = None,
+        prompts: Sequence[str] = (),
+    ) -> _Side:
+        """One pass over a set; what scores single pictures is fed on the way."""
+
+        def look(first: int, images: Tensor) -> dict[str, Any]:
+            fits = None if captions is None else captions.of(images, prompts[first : first + len(images)])
+            return {**self._features(images, logits=inception is not None), "fits": fits}
+
+        frechet, kept, content = FrechetDistance(self.extractor.num_features), list[Tensor](), ContentHash()
+        done = 0
+        for found in pictures.shared(self.settings.batch_size, self.processes, look, content):
+            features: Tensor = found["features"]
+            frechet.update(features, real=False)
+            if self.settings.keeps_features:
+                kept.append(features)
+            if inception is not None:
+                inception.update(found["logits"], torch.arange(done, done + len(features)))
+            if captions is not None:
+                captions.add(found["fits"])
+            done += len(features)
+            self.progress(done, len(pictures))
+        return _Side(frechet.statistics(real=False), torch.cat(kept) if kept else None, content.digits)
+
+    def _features(self, images: Tensor, logits: bool) -> dict[str, Tensor]:
+        """``[B, D]`` on the CPU, and the logits of an Inception where they are scored."""
+        levels = images.to(self.device)
+        if not logits or not isinstance(self.extractor, FIDInception):
+            return {"features": self.extractor(levels).cpu()}
+        found = self.extractor.outputs(levels)
+        return {"features": found.pool.cpu(), "logits": found.logits.cpu()}
 
 
 def _between(features: Tensor, reference: Tensor, settings: GenerationSettings) -> dict[str, Any]:

@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Self, TypeAlias, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...data.weight_files import read_weight_file
 from ..protocol import file_hash
 from .float32 import full_float32
 
@@ -252,11 +250,7 @@ def tf1_bilinear(images: Tensor, side: int) -> Tensor:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        found: object = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} cannot be read as weights ({reason}); fetch it again") from error
+    found: object = read_weight_file(path)
     entries = cast("dict[object, object]", found) if isinstance(found, Mapping) else {}
     if not entries or not all(isinstance(value, Tensor) for value in entries.values()):
         raise ValueError(

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from .summed import SummedMetric
 
 PSNR_CAP = 100.0  #: dB; what an exact copy scores, so that one of them does not make a mean infinite
 SSIM_WINDOW = 11  #: pixels, the support of the Gaussian of width 1.5
@@ -137,7 +138,7 @@ def ssim_llamagen_compat(images: Tensor, targets: Tensor) -> Tensor:
     return ssim_uniform(images, targets, data_range=2.0)
 
 
-class ReconstructionMetrics(Metric):
+class ReconstructionMetrics(SummedMetric):
     """Mean PSNR, SSIM and L1 over all images seen, exact however unevenly the images fall on processes.
 
     States are float64 sums and integer counts added across processes; they do not follow ``half()`` or ``float()``.
@@ -149,8 +150,6 @@ class ReconstructionMetrics(Metric):
     """
 
     higher_is_better = None
-    is_differentiable = False
-    full_state_update = False
 
     psnr_sum: Tensor
     ssim_sum: Tensor

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from ...tokenizers.perceptual import LPIPS, BackboneLoss, Perceptual
 from ..protocol import state_hash
 from .float32 import full_float32
+from .summed import SummedMetric
 
 
-class PerceptualMetric(Metric):
+class PerceptualMetric(SummedMetric):
     """Mean perceptual distance over all pairs seen, exact however unevenly the pairs fall on processes.
 
     The network runs in float32 under any autocast. States are a float64 sum and an integer count, added across
@@ -25,8 +25,6 @@ class PerceptualMetric(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
 
     total: Tensor
     count: Tensor

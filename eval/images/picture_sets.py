@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,10 @@ from torch import Tensor
 
 from ...data.base import ImageSource
 from ...data.decoding import decode, printable
+from ...data.processes import Processes
 from ...data.transforms import Crop
+
+_Result = TypeVar("_Result")
 
 Levels: TypeAlias = npt.NDArray[np.uint8]  #: one picture, [H, W, 3]
 
@@ -38,10 +41,29 @@ class ContentHash:
         self._digest.update(f"{picture.width}x{picture.height};".encode())
         self._digest.update(picture.tobytes())
 
+    def add_read(self, pictures: Tensor) -> None:
+        """Add what a `ContentRead` of another process holds."""
+        self._digest.update(pictures.numpy().data)
+
     @property
     def digits(self) -> str:
         """64 hex digits of what was added so far."""
         return self._digest.hexdigest()
+
+
+class ContentRead:
+    """What a `ContentHash` takes of some pictures, kept until it is their turn."""
+
+    def __init__(self) -> None:
+        self._read = bytearray()
+
+    def add(self, picture: Image.Image) -> None:
+        """Add one picture, mode RGB."""
+        self._read += f"{picture.width}x{picture.height};".encode() + picture.tobytes()
+
+    def tensor(self) -> Tensor:
+        """Of all added, uint8."""
+        return torch.frombuffer(self._read, dtype=torch.uint8)
 
 
 class ArraySource(ImageSource):
@@ -145,8 +167,37 @@ class PictureSet:
             ValueError: pictures of several sizes without a crop.
         """
         for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
-            yield torch.stack([self._levels(index, content) for index in range(start, stop)])
+            yield self.batch(start, size, content)
+
+    def batch(self, start: int, size: int, content: ContentHash | ContentRead | None = None) -> Tensor:
+        """The batch that begins with picture ``start``; the rest as in `batches`."""
+        return torch.stack([self._levels(index, content) for index in range(start, min(start + size, len(self)))])
+
+    def shared(
+        self, size: int, processes: Processes, work: Callable[[int, Tensor], _Result], content: ContentHash
+    ) -> Iterator[_Result]:
+        """What processes that share the batches make of them, in order.
+
+        Args:
+            size: as in `batches`.
+            processes: read and work on a batch each.
+            work: takes the number of a batch's first picture, and the batch.
+            content: takes what all of them read, before the crop.
+
+        Raises:
+            BrokenImageError: as in `batches`, like ValueError.
+            ValueError: likewise.
+        """
+
+        def of(start: int) -> tuple[_Result, Tensor | None]:
+            read = content if processes.world == 1 else ContentRead()
+            found = work(start, self.batch(start, size, read))
+            return found, None if isinstance(read, ContentHash) else read.tensor()
+
+        for found, read in processes.shared(range(0, len(self), size), of):
+            if read is not None:
+                content.add_read(read)
+            yield found
 
     def arrays(self) -> Iterator[Levels]:
         """The pictures in order, after the crop; errors as in `batches`."""
@@ -158,7 +209,7 @@ class PictureSet:
             return self.crop.describe()
         return {"size": list(self._size), "mode": "none"}
 
-    def _levels(self, index: int, content: ContentHash | None) -> Tensor:
+    def _levels(self, index: int, content: ContentHash | ContentRead | None) -> Tensor:
         picture = self.source.picture(index)
         if content is not None:
             content.add(picture)

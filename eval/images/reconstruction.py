@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...data.base import ImageSource
+from ...data.processes import ALONE, Processes
 from ...data.transforms import Crop, from_uint8
 from ...generation.detokenizers import Detokenizer
 from ...tokenizers.base import VisualTokenizer
@@ -66,6 +67,7 @@ def evaluate_reconstruction(
     sink: Sink | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
+    processes: Processes = ALONE,
 ) -> Result:
     """Crop, code and decode every picture of a source, and score what comes back.
 
@@ -87,6 +89,8 @@ def evaluate_reconstruction(
             all of them. Of several decoders it takes those of the first, the tokenizer's own where it has one.
         progress: told how many of how many pictures are done.
         watch: shown every batch: the originals, and by decoder what came back, ``[B, 3, H, W]`` uint8 each.
+        processes: share the batches; each gets all scores, bit for bit those of one process. All must be given a sink
+            or a watch, which serve the first alone.
 
     Returns:
         Scores ``psnr``, ``ssim``, ``l1``, ``capped`` (`ReconstructionMetrics`), ``lpips``, ``perceptual``, ``rfid``,
@@ -127,20 +131,26 @@ def evaluate_reconstruction(
     if preset is not None:
         preset.check(protocol)
 
+    def work(first: int, originals: Tensor) -> dict[str, Any]:
+        found, rebuilt = scoring.of(originals, first)
+        shown = {"originals": originals, "rebuilt": rebuilt} if sink is not None or watch is not None else {}
+        return {"found": found, "count": len(originals), **shown}
+
     def rebuilt() -> Iterator[Tensor]:
         done = 0
-        for originals in pictures.batches(settings.batch_size, content):
-            found = scoring.add(originals)
-            if watch is not None:
-                watch(originals, found)
-            yield next(iter(found.values()))
-            done += len(originals)
+        for batch in pictures.shared(settings.batch_size, processes, work, content):
+            scoring.add(batch["found"])
+            if watch is not None and processes.first:
+                watch(batch["originals"], batch["rebuilt"])
+            if sink is not None and processes.first:
+                yield next(iter(batch["rebuilt"].values()))
+            done += batch["count"]
             if progress is not None:
                 progress(done, len(pictures))
         if reference is not None:  # before a sink closes its file
             _check_same(reference, content.digits)
 
-    (sink or _exhaust)(arrays(rebuilt()))
+    (_exhaust if sink is None or not processes.first else sink)(arrays(rebuilt()))
     found = {"dataset_hash": content.digits, "reference_hash": protocol.reference_hash or content.digits}
     return Result(scoring.scores(), replace(protocol, **found), scoring.model)
 
@@ -184,18 +194,24 @@ class _Scoring:
         names = {name: f"{type(each).__name__} {each.fingerprint()}" for name, each in self._others.items()}
         return found | {f"decoder {name}": about for name, about in names.items()}
 
-    def add(self, originals: Tensor) -> dict[str, Tensor]:
-        """Score a batch ``[B, 3, H, W]`` uint8; by decoder its reconstruction, likewise."""
+    def of(self, originals: Tensor, first: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a batch ``[B, 3, H, W]`` uint8, its first picture of that number, adds to the scores; by decoder its
+        reconstruction, like it.
+        """
         levels = originals.to(self._tokenizer.device)
         with full_float32():
             codes = self._tokenizer.encode(from_uint8(levels).to(self._tokenizer.dtype))
-        found = {name: rebuild(codes) for name, rebuild in self._rebuilders.items()}
-        self._use.add(codes)
+        rebuilt = {name: rebuild(codes, first) for name, rebuild in self._rebuilders.items()}
         wanted = any(scores.needs_extractor for scores in self._scores.values())
         before = self._judges.look(levels, extractor=wanted)
+        found = {name: scores.of(levels, rebuilt[name], before) for name, scores in self._scores.items()}
+        return {"scores": found, "use": self._use.of(codes)}, {name: each.cpu() for name, each in rebuilt.items()}
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        """Count what `of` found in a batch, in the order of the pictures."""
+        self._use.count(found["use"])
         for name, scores in self._scores.items():
-            scores.update(levels, found[name], before)
-        return {name: rebuilt.cpu() for name, rebuilt in found.items()}
+            scores.add(found["scores"][name])
 
     def scores(self) -> dict[str, Any]:
         """Over everything added."""

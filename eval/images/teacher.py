@@ -32,7 +32,7 @@ class TeacherFeatures:
     def __init__(self, checkpoint: str, vocabulary: Vocabulary, device: str = "cpu") -> None:
         if not Path(checkpoint).is_dir():
             raise FileNotFoundError(f"a SigLIP was expected in {checkpoint}, which is no folder; train or copy one")
-        model: Any = SiglipModel.from_pretrained(checkpoint)
+        model: Any = SiglipModel.from_pretrained(checkpoint, use_safetensors=True)
         self._model, self._vocabulary = model.eval().to(device), vocabulary
         self.checkpoint = checkpoint
         self._length: int = model.config.text_config.max_position_embeddings

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 import numpy as np
 
-from ...data.tokens import TokenStore
+from ...data.store import TokenStore
 from ...tokenizers.codes import PADDING, CodeLayout, Codes, CodeSpec
 from .counting import Ids, combined, labels
 from .scan import scan
@@ -198,7 +198,7 @@ def stored_codes(store: TokenStore) -> Codes:
     Raises:
         ValueError: ids that do not keep the store's promise.
     """
-    return Codes.full(store.ids.long(), CodeSpec.from_dict(store.spec))
+    return Codes.full(store.ids(), CodeSpec.from_dict(store.spec))
 
 
 def _joined(array: Ids) -> Ids:

@@ -13,6 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ...data.decoding import decode
+from ...data.processes import ALONE, Processes
 from ...data.transforms import Crop, to_tensor
 from ...generation.pipeline import TextToImagePipeline
 from ...generation.text import TextSampling
@@ -96,6 +97,7 @@ def ask(
     way: Way = "words",
     batch: int = 32,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Answered:
     """Answer every question, greedily unless ``sampling`` says otherwise; captions where the prompt is empty.
 
@@ -108,6 +110,8 @@ def ask(
         way: ``likelihood`` takes the likeliest of the item's choices, as its letter where letters are the answers.
         batch: questions answered together.
         progress: told how many of how many questions are answered.
+        processes: share the batches; each gets all answers, which are those of one process. The hash of the pictures
+            is known to the first alone.
 
     Raises:
         BrokenImageError: an unreadable picture.
@@ -119,54 +123,87 @@ def ask(
             raise ValueError(
                 f"the likeliest of given answers needs choices, got none with question {bare.id}; let the model write"
             )
-    reader, codes = _Reader(Crop(pipeline.tokenizer.image_size), pictures), dict[str, Tensor]()
-    answers = list[str]()
-    for start in range(0, len(items), batch):
-        part, asked = items[start : start + batch], prompts[start : start + batch]
-        if way == "words" and not asked[0]:
-            answers += pipeline.caption(reader.images([item.image for item in part]), sampling)
-        else:
-            fresh = [name for name in dict.fromkeys(item.image for item in part) if name not in codes]
-            if fresh:
-                codes |= dict(zip(fresh, pipeline.encode(reader.images(fresh)).ids.cpu(), strict=True))
-            answers += _answers(pipeline, part, asked, torch.stack([codes[item.image] for item in part]), sampling, way)
-        if progress is not None:
-            progress(len(answers), len(items))
+    asking = _Asking(pipeline, items, prompts, sampling, way, batch)
+    reader = _Reader(Crop(pipeline.tokenizer.image_size), pictures, processes)
+    answers, codes, starts = list[str](), dict[str, Tensor](), range(0, len(items), batch)
+    for turn in range(0, len(starts), processes.world):
+        now = starts[turn : turn + processes.world]
+        fresh = asking.fresh(now, codes)
+        for names in fresh or [asking.names(start) for start in now if asking.captions(start)]:
+            reader.hash(names)
+        encoded = processes.shared(fresh, lambda names: pipeline.encode(reader.images(names)).ids.cpu())
+        for names, found in zip(fresh, encoded, strict=True):
+            codes.update(zip(names, found, strict=True))
+        for found in processes.shared(now, lambda start: asking.answer(start, reader, codes)):
+            answers += found
+            if progress is not None:
+                progress(len(answers), len(items))
     return Answered(answers, reader.digest.hexdigest())
 
 
-class _Reader:
-    """Pictures by name as tensors, hashed as they are read."""
+@dataclass(frozen=True)
+class _Asking:
+    """What is asked of whom, by the number of a batch's first question."""
 
-    def __init__(self, crop: Crop, pictures: Mapping[str, Path | bytes]) -> None:
+    pipeline: TextToImagePipeline
+    items: Sequence[Item]
+    prompts: Sequence[str]
+    sampling: TextSampling
+    way: Way
+    batch: int
+
+    def captions(self, start: int) -> bool:
+        """Whether captions are wanted, which are of pictures rather than of codes."""
+        return self.way == "words" and not self.prompts[start]
+
+    def names(self, start: int) -> list[str]:
+        """Pictures of a batch, one for each question."""
+        return [item.image for item in self.items[start : start + self.batch]]
+
+    def fresh(self, starts: Sequence[int], codes: Mapping[str, Tensor]) -> list[list[str]]:
+        """By batch the pictures whose codes are needed and neither known nor wanted by a batch before."""
+        found, known = list[list[str]](), set(codes)
+        for start in starts:
+            names = [] if self.captions(start) else dict.fromkeys(self.names(start))
+            if group := [name for name in names if name not in known]:
+                known.update(group)
+                found.append(group)
+        return found
+
+    def answer(self, start: int, reader: _Reader, codes: Mapping[str, Tensor]) -> list[str]:
+        """What the model says to a batch."""
+        if self.captions(start):
+            return self.pipeline.caption(reader.images(self.names(start)), self.sampling)
+        part, asked = self.items[start : start + self.batch], self.prompts[start : start + self.batch]
+        ids = torch.stack([codes[item.image] for item in part])
+        if self.way == "words":
+            return self.pipeline.answer_ids(ids, asked, self.sampling)
+        chosen = self.pipeline.choose_ids(ids, asked, [item.choices for item in part])
+        pairs = zip(part, chosen, strict=True)
+        return [LETTERS[item.choices.index(text)] if item.lettered else text for item, text in pairs]
+
+
+class _Reader:
+    """Pictures by name as tensors, and a hash of their files in the order of all processes together."""
+
+    def __init__(self, crop: Crop, pictures: Mapping[str, Path | bytes], processes: Processes) -> None:
         self.digest = hashlib.sha256()
-        self._crop, self._pictures = crop, pictures
+        self._crop, self._pictures, self._processes = crop, pictures, processes
 
     def images(self, names: Sequence[str]) -> Tensor:
         """``[B, 3, H, W]`` in [-1, 1]."""
-        return torch.stack([to_tensor(self._crop(self._read(name))) for name in names])
+        return torch.stack([to_tensor(self._crop(self._decoded(name))) for name in names])
 
-    def _read(self, name: str) -> Image:
+    def hash(self, names: Sequence[str]) -> None:
+        """Take the files of some pictures into the hash, in the first process."""
+        for name in names if self._processes.first else ():
+            data = self._bytes(name)
+            self.digest.update(f"{name}\n{len(data)}\n".encode() + data)
+
+    def _decoded(self, name: str) -> Image:
         source = self._pictures[name]
-        if isinstance(source, bytes):
-            data, label = source, name
-        else:
-            data, label = source.read_bytes(), str(source)
-        self.digest.update(f"{name}\n{len(data)}\n".encode() + data)
-        return decode(data, label)
+        return decode(self._bytes(name), name if isinstance(source, bytes) else str(source))
 
-
-def _answers(
-    pipeline: TextToImagePipeline,
-    items: Sequence[Item],
-    prompts: Sequence[str],
-    ids: Tensor,
-    sampling: TextSampling,
-    way: Way,
-) -> list[str]:
-    if way == "words":
-        return pipeline.answer_ids(ids, prompts, sampling)
-    chosen = pipeline.choose_ids(ids, prompts, [item.choices for item in items])
-    return [
-        LETTERS[item.choices.index(text)] if item.lettered else text for item, text in zip(items, chosen, strict=True)
-    ]
+    def _bytes(self, name: str) -> bytes:
+        source = self._pictures[name]
+        return source if isinstance(source, bytes) else source.read_bytes()

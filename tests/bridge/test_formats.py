@@ -120,10 +120,12 @@ class Evil:
 
 
 def test_checkpoints_never_run_code(tmp_path, capsys):
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     torch.save({"model": Evil()}, tmp_path / "zip.pt")
     for name in ("evil.pt", "zip.pt"):
-        with pytest.raises(ValueError, match="must hold tensors that can be read without running its code"):
+        with pytest.raises(
+            ValueError, match=r"got a pickle that asks for (builtins\.|__builtin__\.)?print, which can run"
+        ):
             read_weights(tmp_path / name)
     assert "this ran" not in capsys.readouterr().out
 
@@ -135,7 +137,7 @@ def test_other_refusals(tmp_path):
     with pytest.raises(ValueError, match="must hold tensors by name, got dict; name the right file"):
         read_weights(tmp_path / "empty.pt")
     (tmp_path / "damaged.safetensors").write_text("nothing")
-    with pytest.raises(ValueError, match="must hold tensors that can be read"):
+    with pytest.raises(ValueError, match=r"damaged\.safetensors cannot be read as weights"):
         read_weights(tmp_path / "damaged.safetensors")
     with pytest.raises(ValueError, match=r"the format must be one of llamagen-vq.*, got 'vqgan'"):
         import_checkpoint("vqgan", tmp_path / "empty.pt", tmp_path / "out")

@@ -8,7 +8,7 @@ import yaml
 from transformers import ViTConfig, ViTModel
 
 from smalti.cli.bench import bench_recipe, time_step_apart
-from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.data.store import TokenRecord, write_store
 from smalti.eval.protocol import read_result
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.base import VisualTokenizer
@@ -279,7 +279,7 @@ def configuration(model, tmp_path):
     tokenizer = VisualTokenizer.from_pretrained(model / "tokenizer")
     records = [TokenRecord("a red circle", (("how many squares", "two"),))] * 4
     ids, spec = torch.randint(0, 16, (4, 16, 1)), tokenizer.spec.to_dict()
-    TokenStore(ids, records, spec, tokenizer.fingerprint(), {}).save(tmp_path / "codes")
+    write_store(tmp_path / "codes", ids, records, {"spec": spec, "fingerprint": tokenizer.fingerprint()})
     Vocabulary.train(["a red circle", "how many squares", "two"]).save_pretrained(tmp_path / "vocabulary")
     words = {"class_path": "smalti.lm.vocabulary.Vocabulary.from_pretrained"}
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

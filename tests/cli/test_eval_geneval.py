@@ -238,7 +238,7 @@ def test_rewritten_prompts_are_summed_up_by_prompt(tmp_path, capsys):
         (("score", "DRAWN", *FOR_SCORE, "--detector", "yolo:x"), "expected a detector as KIND:FOLDER"),
         (("read", "absent.jsonl"), "expected GenEval results in absent.jsonl, found no such file"),
         (("read", "absent.jsonl", "--official", "--detector", "x"), "not allowed with argument"),
-        (("judge",), "invalid choice: 'judge'"),
+        (("judge",), "must be one of prompts, score, read, got 'judge'"),
         ((), "the following arguments are required: ACTION"),
     ],
 )

@@ -509,7 +509,7 @@ def test_exports_that_would_be_lost(model, places, said, tmp_path, fails, monkey
 
 def test_wrong_words(model, drawn, photos, tmp_path, fails):
     common = ("eval", "reconstruction", "--tokenizer", model)
-    assert "the embedded world is scenes:full or scenes:small, got 'scenes:big'" in fails(*common, "scenes:big")
+    assert "as in scenes:full:train, got 'scenes:big'" in fails(*common, "scenes:big")
     assert "pictures were expected at nowhere" in fails(*common, "nowhere.tar")
     assert "a picture was expected at nowhere.png" in fails(*common, "nowhere.png")
     assert "expected a filter of" in fails(*common, drawn, "--filter", "sharp")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.data.store import TokenRecord, write_store
 from smalti.eval.protocol import read_result, require_alike, state_hash
 from smalti.eval.tokens.statistics import TokenStatistics
 from smalti.eval.tokens.stream import streams
@@ -17,6 +17,8 @@ from smalti.tokenizers.codes import Codebook, CodeLayout, Codes, CodeSpec
 from smalti.tokenizers.files import CodesFile
 
 SPEC = CodeSpec(CodeLayout("grid", (4, 4)), (Codebook("semantic", 8), Codebook("pixel", 16, 2)))
+
+TOKENIZER = {"spec": SPEC.to_dict(), "fingerprint": "f00d"}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,8 @@ def codes() -> Codes:
 @pytest.fixture
 def store(codes, tmp_path):
     records = [TokenRecord(f"picture {index}") for index in range(len(codes))]
-    origin = {"crop": {"size": [16, 16], "filter": "box"}}
-    TokenStore(codes.ids, records, SPEC.to_dict(), "f00d", origin).save(tmp_path / "store")
+    crop = {"size": [16, 16], "filter": "box"}
+    write_store(tmp_path / "store", codes.ids, records, TOKENIZER, transform=crop)
     return tmp_path / "store"
 
 
@@ -108,16 +110,16 @@ def test_codes_of_one_set_are_alike_whatever_made_them_and_others_are_not(
 def test_stores_are_told_apart_by_their_pictures_or_else_by_their_codes(codes, tmp_path, answers):
     records = [TokenRecord()] * len(codes)  # what pictures without captions have
     found = {}
-    for name, ids, origin in (
-        ("known", codes.ids, {"pictures_hash": "beef"}),
-        ("others", codes.ids.flip(0), {"pictures_hash": "beef"}),
-        ("unknown", codes.ids, {}),
-        ("foreign", codes.ids.flip(0), {}),
+    for name, ids, pictures in (
+        ("known", codes.ids, "beef"),
+        ("others", codes.ids.flip(0), "beef"),
+        ("unknown", codes.ids, ""),
+        ("foreign", codes.ids.flip(0), ""),
     ):
-        TokenStore(ids, records, SPEC.to_dict(), "f00d", origin).save(tmp_path / name)
+        write_store(tmp_path / name, ids, records, TOKENIZER, "a token store", pictures=pictures)
         found[name] = protocol(answers, tmp_path / f"{name}.json", tmp_path / name, "--grammar", 100)
     require_alike(found["known"], found["others"])
-    assert (found["known"].dataset, found["known"].dataset_hash) == ("a token store", "beef")
+    assert (found["known"].dataset, found["known"].dataset_hash) == ("a token store", f"{0xBEEF:064x}")
     assert found["unknown"].dataset == "a token store, pictures unknown, hash of the codes"
     with pytest.raises(ValueError, match="got dataset_hash"):
         require_alike(found["unknown"], found["foreign"])

@@ -94,3 +94,9 @@ def test_a_language_model_beside_another_tokenizer(broken_model, other_tokenizer
     line = sample(broken_model)
     assert f"trained with tokenizer {own}" in line
     assert f"got tokenizer {other}" in line
+
+
+def test_a_model_whose_replacement_was_killed_is_found(broken_model):
+    broken_model.rename(broken_model.with_name(".model.host-1.7.abc0.retired"))
+    assert models.model_folder(str(broken_model)) == broken_model
+    assert (broken_model / "model_index.json").is_file()

@@ -237,7 +237,7 @@ def test_drawing_together_changes_no_more_than_rounding(model, tmp_path, answers
         ((RED, "--steps", 3), "--steps is not for this model, which takes --guidance, --guidance-start, --guided-from"),
         ((RED, BLUE, "--preview", "passes"), "--preview follows the passes of 1 picture, got 2; give one prompt"),
         ((RED, "--candidates", 2, "--preview", "passes"), "--preview follows the passes of 1 picture, got 2; give one"),
-        ((RED, "--dtype", "int8"), "--dtype invalid choice: 'int8' (choose from"),
+        ((RED, "--dtype", "int8"), "--dtype must be one of float32, bfloat16, float16, got 'int8'"),
         ((RED, "--device", "cuda:99"), "--device must be auto or one of cpu"),
         (("a rad circle",), "every word must be in the vocabulary of"),
         ((BLUE, "a rad circle"), "got 'rad' (near: red"),

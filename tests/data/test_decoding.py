@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
+import resource
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +105,38 @@ def test_text_renamed_to_jpg_and_missing_file(tmp_path: Path):
         decode(tmp_path / "gone.jpg", "gone")
     with pytest.raises(BrokenImageError, match="got '<bytes>'"):
         decode(b"")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOMEM])
+def test_what_the_machine_does_is_not_the_fault_of_a_picture(number: int, tmp_path: Path, monkeypatch):
+    noise().save(tmp_path / "a.png")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(number, "said by the system")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(OSError, match=r"a\.png") as found:
+        decode(tmp_path / "a.png")
+    assert (found.value.errno, found.value.filename) == (number, str(tmp_path / "a.png"))
+    assert not isinstance(found.value, BrokenImageError)
+
+
+def test_more_open_files_than_the_system_takes(tmp_path: Path):
+    noise().save(tmp_path / "a.png")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        with suppress(OSError):
+            while True:
+                taken.append((tmp_path / "a.png").open("rb"))
+        with pytest.raises(OSError, match=r"Too many open files: '.*a\.png'") as found:
+            decode(tmp_path / "a.png")
+        assert found.value.errno == errno.EMFILE
+    finally:
+        for file in taken:
+            file.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_floating_point_pixels_have_no_known_range():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import pytest
@@ -52,6 +53,21 @@ def test_ranks_share_the_batches_of_one_process():
     assert len(set(joined)) == 18
 
 
+def test_rows_stay_near_the_others_of_their_group():
+    groups = [0, 5, 10, 15, 20, 22]
+    order = ResumableOrder(22, seed=1, batch_size=2, groups=groups, near=2)
+    epochs = [[int(draw) for draw in epoch] for epoch in (list(order), (order.set_epoch(1), list(order))[1])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(22))
+    assert epochs[0] != epochs[1]
+    for epoch in epochs:
+        found = [next(g for g, end in enumerate(groups[1:]) if row < end) for row in epoch]
+        last = {group: max(at for at, other in enumerate(found) if other == group) for group in set(found)}
+        first = {group: found.index(group) for group in set(found)}
+        for row in range(22):  # never more than two groups are open
+            assert sum(first[group] <= row <= last[group] for group in set(found)) <= 2
+    assert epochs[0] != [row for group in itertools.pairwise(groups) for row in range(*group)]
+
+
 def test_a_draw_is_an_index_that_knows_its_epoch():
     draw = pickle.loads(pickle.dumps(Draw(2, 7)))
     assert (["a", "b", "c"][draw], draw, draw.epoch) == ("c", 2, 7)
@@ -66,3 +82,5 @@ def test_errors():
         ResumableOrder(4, batch_size=0)
     with pytest.raises(ValueError, match="expected at least one batch of 3 x 2 processes, got 5 items"):
         ResumableOrder(5, world=2, batch_size=3)
+    with pytest.raises(ValueError, match=r"expected near >= 1 and groups from 0 to 5, got 16 and \[0, 4\]"):
+        ResumableOrder(5, groups=[0, 4])

@@ -1,6 +1,8 @@
 """Judged runs and the official results file, with a detector that finds what the picture's pixels name."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -13,13 +15,13 @@ from smalti.data.scene_prompts import prompts_sha256
 from smalti.eval.detection.detected import Detected
 from smalti.eval.geneval import Classify, Detection, TaskScore, Verdict
 from smalti.eval.geneval_folder import Sample, read_layout, write_layout
+from smalti.eval.geneval_judging import Journal, judge_samples
 from smalti.eval.geneval_prompts import COCO_NAMES, GENEVAL_SHA256, geneval_prompts
 from smalti.eval.geneval_results import (
     GenEvalRun,
     JudgedSample,
     Rules,
     Scorer,
-    judge_samples,
     read_results,
     run_protocol,
     write_results,
@@ -110,6 +112,58 @@ def test_progress_is_told(samples):
     told = list[tuple[int, int]]()
     judge_samples(samples, CountingDetector(), progress=lambda done, total: told.append((done, total)))
     assert told == [(done, 6) for done in range(1, 7)]
+
+
+class DyingDetector(CountingDetector):
+    """Ends its process by signal 9 at an image of some number."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def detect(self, image: Image.Image) -> Detected:
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+        return super().detect(image)
+
+
+def test_a_killed_run_goes_on(samples, run, tmp_path):
+    journal = Journal(tmp_path / "geneval.json", run.scorer)
+    for number in (2, 1):
+        if not (child := os.fork()):
+            judge_samples(samples, DyingDetector(number), blue, scorer=run.scorer, journal=journal)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with journal.path.open("ab") as stream:
+        stream.write(b'{"key": "cut')  # killed within a line
+    told = list[tuple[int, int]]()
+    rest = DyingDetector(3)
+    again = judge_samples(
+        samples,
+        rest,
+        blue,
+        scorer=run.scorer,
+        journal=journal,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert again == run
+    assert rest.left == 0  # three were known
+    assert told == [(4, 6), (5, 6), (6, 6)]
+    none = judge_samples(samples, DyingDetector(0), blue, scorer=run.scorer, journal=journal)
+    assert none == run
+    journal.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_journal_is_of_one_image_prompt_and_scorer(samples, run, tmp_path):
+    journal = Journal(tmp_path / "geneval.json", run.scorer)
+    judge_samples(samples, CountingDetector(), blue, scorer=run.scorer, journal=journal)
+    other = Scorer.of(CountingDetector(), COLORS, Rules(counting_threshold=0.7))
+    assert Journal(tmp_path / "geneval.json", other).path != journal.path
+    picture(5, "clock").save(samples[3].path)
+    moved = replace(samples[4], entry=samples[4].entry | {"prompt": "another"})
+    counting = DyingDetector(2)
+    judge_samples([*samples[:4], moved, samples[5]], counting, blue, scorer=run.scorer, journal=journal)
+    assert counting.left == 0
 
 
 def test_results_are_read_back_in_any_order(run, tmp_path):

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 
 from smalti.data.scene_prompts import prompts
 from smalti.data.scene_world import World, held_out_facts
-from smalti.eval.suite import Evidence, NewScenes, SuiteSettings, spread
+from smalti.eval.new_scenes import NewScenes
+from smalti.eval.suite import Evidence, SuiteSettings, spread
 
 SIDE = {"small": 30, "full": 64}
 

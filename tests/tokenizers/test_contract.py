@@ -3,11 +3,15 @@
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from smalti.data.store import TokenStore
+from smalti.data.transforms import Crop, from_uint8
+from smalti.eval.images.picture_sets import ArraySource
 from smalti.tokenizers.averaged import AveragedQuantizer
 from smalti.tokenizers.base import VisualTokenizer
 from smalti.tokenizers.codes import Codes
@@ -30,6 +34,7 @@ from smalti.tokenizers.tokenflow import SharedMappingQuantizer, TokenFlowTokeniz
 from smalti.tokenizers.unitok import MultiCodebookQuantizer, UniTokTokenizer
 from smalti.tokenizers.vision import TransformerDecoder, TransformerEncoder, VisionTower
 from smalti.tokenizers.vq import VQTokenizer
+from smalti.training.tokenize import TokenizeSettings, tokenize_source
 
 SIDE, BATCH = 16, 3
 SHAPE = {"width": 8, "multipliers": (1, 1, 2), "blocks": 1}  # stride 4
@@ -189,11 +194,16 @@ def test_decode_clamps(tokenizer, images):
     assert float(tokenizer.decode(tokenizer.encode(images)).detach().abs().max()) == 1
 
 
-def test_decode_of_stored_ids(tokenizer, images, tmp_path):
-    codes = tokenizer.encode(images)
-    save_file({"ids": codes.ids}, tmp_path / "ids.safetensors")
-    stored = Codes.full(load_file(tmp_path / "ids.safetensors")["ids"], tokenizer.spec)
-    assert torch.equal(tokenizer.decode(stored), tokenizer.decode(codes))
+def test_a_store_decodes_as_its_pictures_do(tokenizer, tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), np.uint8)
+    settings = TokenizeSettings(Crop(SIDE), batch_size=1, shard_size=3)
+    tokenize_source(tokenizer, ArraySource(list(levels)), tmp_path / "store", "noise", settings)
+    store = TokenStore(tmp_path / "store")
+    store.check_tokenizer(tokenizer.identity())
+    for index, picture in enumerate(levels):
+        stored = Codes.full(store[index]["ids"][None], tokenizer.spec)
+        codes = tokenizer.encode(from_uint8(torch.from_numpy(picture).permute(2, 0, 1))[None])
+        assert torch.equal(tokenizer.decode(stored), tokenizer.decode(codes))
 
 
 @pytest.mark.parametrize("through", ["family", "base"])

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from smalti.data.scenes import Scenes
+from smalti.data.transforms import Crop
 from smalti.generation.pipeline import TextToImagePipeline
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.base import VisualTokenizer
@@ -21,10 +22,11 @@ from smalti.tokenizers.quantizers import Quantizer, VectorQuantizer
 from smalti.tokenizers.vision import VisionTower
 from smalti.tokenizers.vq import VQTokenizer
 from smalti.training.coding import Coder, Tuning
-from smalti.training.encode import encode_source, texts_of
+from smalti.training.encode import texts_of
 from smalti.training.lm import LanguageModelTraining, TokenData
 from smalti.training.optimizer import OptimizerSettings
 from smalti.training.pictures import PictureTextData
+from smalti.training.tokenize import TokenizeSettings, tokenize_source
 
 SIDE = 16
 CODEBOOK = {"kind": "codebook"}
@@ -163,7 +165,7 @@ def test_a_resumed_run_still_knows_how_the_tokenizer_began(folder, tmp_path):
 
 def test_pictures_and_stored_codes_teach_the_same(folder, tmp_path):
     saved = VisualTokenizer.from_pretrained(folder)
-    encode_source(saved, scenes()).save(tmp_path / "codes")
+    tokenize_source(saved, scenes(), tmp_path / "codes", "scenes", TokenizeSettings(Crop(SIDE)))
     found = []
     for data in (PictureTextData(scenes(), SIDE, batch_size=3), TokenData(str(tmp_path / "codes"), batch_size=3)):
         learner = module(folder)
@@ -173,7 +175,8 @@ def test_pictures_and_stored_codes_teach_the_same(folder, tmp_path):
 
 
 def test_stored_codes_cannot_be_tuned(folder, tmp_path):
-    encode_source(VisualTokenizer.from_pretrained(folder), scenes()).save(tmp_path / "codes")
+    saved = VisualTokenizer.from_pretrained(folder)
+    tokenize_source(saved, scenes(), tmp_path / "codes", "scenes", TokenizeSettings(Crop(SIDE)))
     with pytest.raises(ValueError, match="tuned on pictures, got a store of codes; use PictureTextData"):
         trainer(tmp_path, max_steps=1).fit(module(folder, tune_tokenizer=True), TokenData(str(tmp_path / "codes")))
 

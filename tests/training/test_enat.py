@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.data.store import TokenRecord, TokenStore, write_store
 from smalti.generation.enat import ENATPipeline, MaskedSampling, model_sampling, write_masked
 from smalti.lm.conditions import ClassEncoder
 from smalti.lm.enat import ENAT
@@ -37,8 +37,8 @@ def folder(tmp_path_factory):
     named = {"two": ["0", "1"], "eight": ["0", "1"] * 4, "captioned": CAPTIONS, "nameless": [None, None]}
     for name, texts in named.items():
         records = [TokenRecord(text) for text in texts]
-        TokenStore(ids[: len(texts)], records, spec, tokenizer.fingerprint(), {}).save(root / name)
-    TokenStore(ids[:1], [TokenRecord("0")], spec, "0123456789abcdef", {}).save(root / "foreign")
+        write_store(root / name, ids[: len(texts)], records, {"spec": spec, "fingerprint": tokenizer.fingerprint()})
+    write_store(root / "foreign", ids[:1], [TokenRecord("0")], {"spec": spec, "fingerprint": "0123456789abcdef"})
     return root
 
 
@@ -108,7 +108,7 @@ def test_two_pictures_are_learned_by_heart(folder, tmp_path):
     for reuse in (True, False):
         settings = MaskedSampling(steps=4, guidance=0.0, sampling_temperature=0.0, reuse=reuse)
         written = write_masked(pipeline.model, [0, 1], [torch.Generator(), torch.Generator()], settings)
-        assert torch.equal(written.ids, data.train.ids.long())
+        assert torch.equal(written.ids, data.train.ids())
 
 
 def test_sentences_are_learned_from(folder, tmp_path):
@@ -227,7 +227,9 @@ def test_building_a_model_leaves_the_random_state_alone(folder):
 
 def test_codes_of_another_tokenizer_are_an_error(folder, tmp_path):
     run = trainer(tmp_path, max_steps=1)
-    with pytest.raises(ValueError, match=r"store must come from tokenizer .* got one of 0123456789abcdef; encode the"):
+    with pytest.raises(
+        ValueError, match=r"store must come from tokenizer .* got one of 0123456789abcdef in .*: fingerprint was"
+    ):
         run.fit(module(folder), TokenData(str(folder / "foreign"), batch_size=1))
     with pytest.raises(ValueError, match="got one of 0123456789abcdef"):
         run.fit(module(folder), TokenData(str(folder / "two"), str(folder / "foreign"), batch_size=1))

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.data.store import TokenRecord, TokenStore, write_store
 from smalti.generation.pipeline import TextToImagePipeline
 from smalti.generation.sampler import sample_codes
 from smalti.generation.sampling import Sampling, model_sampling
@@ -44,9 +44,9 @@ def folder(tmp_path_factory):
     tokenizer = VQTokenizer(ConvEncoder(**parts), VectorQuantizer(dim=4, codebook_size=16), ConvDecoder(**parts), 8)
     tokenizer.save_pretrained(root / "tokenizer")
     ids, spec = torch.randint(0, 16, (8, 16, 1)), tokenizer.spec.to_dict()
-    TokenStore(ids[:2], RECORDS, spec, tokenizer.fingerprint(), {}).save(root / "two")
-    TokenStore(ids, RECORDS * 4, spec, tokenizer.fingerprint(), {}).save(root / "eight")
-    TokenStore(ids[:1], RECORDS[:1], spec, "0123456789abcdef", {}).save(root / "foreign")
+    write_store(root / "two", ids[:2], RECORDS, {"spec": spec, "fingerprint": tokenizer.fingerprint()})
+    write_store(root / "eight", ids, RECORDS * 4, {"spec": spec, "fingerprint": tokenizer.fingerprint()})
+    write_store(root / "foreign", ids[:1], RECORDS[:1], {"spec": spec, "fingerprint": "0123456789abcdef"})
     return root
 
 
@@ -82,13 +82,13 @@ def test_two_pictures_are_learned_by_heart_in_both_directions(folder, tmp_path, 
     run.fit(found, data)
     scores = run.callback_metrics
     assert scores["train/pixel"].item() < 0.06  # which of both a picture without caption is cannot be known
-    assert scores["train/text"].item() < 0.02
+    assert scores["train/text"].item() < 0.04
     assert scores["val/pixel"].item() < 0.02
     assert scores["val/answers"].item() == 1.0
 
     pipeline = TextToImagePipeline.from_pretrained(tmp_path / "model")
     assert equal(pipeline.lm, found.model)
-    ids = data.train.ids.long()
+    ids = data.train.ids()
     captions = [record.caption for record in RECORDS]
     generators = [torch.Generator().manual_seed(0) for _ in captions]
     written = sample_codes(pipeline.lm, captions, generators, Sampling(guidance=1.0, temperature=0.0))
@@ -177,7 +177,7 @@ def test_a_share_of_the_pictures_read_is_described_without_questions(folder, mon
     ids = TokenStore.open(folder / "two")[0]["ids"]
     assert matches(given, 0, found.model.layout.image_to_text(ids, RECORDS[0].caption, learn_codes=True))
     items = [item | {"caption": None} for item in batch(folder)]
-    assert all(found._asked(item) for item in items)
+    assert all(found._asked(item, torch.Generator()) for item in items)
 
 
 def test_pictures_without_a_caption_are_learned_as_such(folder, monkeypatch):
@@ -239,7 +239,7 @@ def test_a_tokenizer_is_rounded_only_where_that_changes_nothing(folder, tmp_path
 def test_a_store_of_another_tokenizer_is_refused(folder, tmp_path):
     found = module(folder)
     expected = found.model.config.tokenizer_fingerprint
-    message = f"must come from tokenizer {expected} of the language model, got one of 0123456789abcdef; encode"
+    message = f"must come from tokenizer {expected}, got one of 0123456789abcdef in .*: fingerprint was 0123456789abcdef"
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, max_steps=1).fit(found, TokenData(str(folder / "foreign"), batch_size=1))
     with pytest.raises(ValueError, match=message):

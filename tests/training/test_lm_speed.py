@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.data.store import TokenRecord, write_store
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.convolutional import ConvDecoder, ConvEncoder
 from smalti.tokenizers.quantizers import VectorQuantizer
@@ -32,8 +32,7 @@ def run(tmp_path):
     tokenizer = VQTokenizer(ConvEncoder(**parts), VectorQuantizer(dim=4, codebook_size=16), ConvDecoder(**parts), 8)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     records = [TokenRecord("a red circle", (("how many ?", "two"),))] * 8
-    store = TokenStore(torch.randint(0, 16, (8, 16, 1)), records, tokenizer.spec.to_dict(), tokenizer.fingerprint(), {})
-    store.save(tmp_path / "codes")
+    write_store(tmp_path / "codes", torch.randint(0, 16, (8, 16, 1)), records, tokenizer.identity())
     vocabulary = Vocabulary.train(["a red circle", "how many ?", "two"])
     options = {"save_to": str(tmp_path / "model")}
     model = LanguageModelTraining(str(tmp_path / "tokenizer"), vocabulary, dict(LLAMA), **options)

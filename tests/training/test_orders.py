@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.data.store import TokenRecord, write_store
 from smalti.generation.orders import Grouped, Masked, Neighbouring, Random
 from smalti.generation.pipeline import TextToImagePipeline
 from smalti.generation.sampler import model_order, sample_codes
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     tokenizer = VQTokenizer(ConvEncoder(**parts), quantizer, ConvDecoder(**parts), 8)
     tokenizer.save_pretrained(root / "tokenizer")
     ids = torch.randint(0, 16, (2, 16, 2))
-    TokenStore(ids, RECORDS, tokenizer.spec.to_dict(), tokenizer.fingerprint(), {}).save(root / "two")
+    write_store(root / "two", ids, RECORDS, {"spec": tokenizer.spec.to_dict(), "fingerprint": tokenizer.fingerprint()})
     return root
 
 
@@ -66,4 +66,4 @@ def test_two_pictures_are_learned_by_heart_and_written_in_the_order(folder, tmp_
     captions = [record.caption for record in RECORDS]
     generators = [torch.Generator().manual_seed(0) for _ in captions]
     written = sample_codes(lm, captions, generators, Sampling(guidance=1.0, temperature=0.0))
-    assert torch.equal(written.ids, data.train.ids.long())
+    assert torch.equal(written.ids, data.train.ids())

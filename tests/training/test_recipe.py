@@ -365,8 +365,22 @@ def test_a_missing_file_is_an_error(tmp_path):
         ("folder: x\nstages: {a: work}", "stage 'a' must have run .* got str"),
         ("folder: x\nstages: {a: {run: work, with: [1]}}", "mapping under with and a list under publish, got list and"),
         ("folder: x\nstages: {a: {run: work, publish: b.txt}}", "a list under publish, got keys  and str"),
+        (
+            "folder: x\nstages: {a: {run: work, publish: [b/../../c]}}",
+            r"files of its folder, got 'b/\.\./\.\./c'; name",
+        ),
+        ("folder: x\nstages: {a: {run: work, publish: [/etc/b]}}", "publish files of its folder, got '/etc/b'; name"),
+        ("folder: x\nstages: {a: !!python/name:os.system x}", "got could not determine a constructor .* in line 2;"),
     ],
 )
 def test_what_is_no_recipe_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         load(tmp_path, text)
+
+
+def test_a_folder_or_another_encoding_is_no_recipe(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a recipe file was expected at .*, which is a folder; check the path"):
+        Recipe.load(tmp_path)
+    (tmp_path / "recipe.yaml").write_bytes(b"folder: \xff")
+    with pytest.raises(ValueError, match=r"recipe\.yaml must be YAML, got 'utf-8' codec can't decode byte 0xff"):
+        Recipe.load(tmp_path / "recipe.yaml")

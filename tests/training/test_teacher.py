@@ -38,7 +38,10 @@ def test_retrieval_counts_equal_captions():
 
 def test_equal_captions_are_pairs():
     batch = {"images": torch.rand(3, 3, 16, 16), "text": ["a red circle", "a green star", "a red circle"]}
-    _, pairs = teacher()._compare(batch)
+    module = teacher()
+    pictures, texts, ids = module._features(batch)
+    logits, pairs = module._compare(pictures, ids, texts, ids)
+    assert torch.equal(logits, module.model(input_ids=ids, pixel_values=batch["images"]).logits_per_image)
     assert pairs.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from smalti.data.scenes import Scenes
-from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.data.store import TokenRecord, write_store
 from smalti.generation.latents import AutoencoderLatents, TokenizerLatents, tokenizer_latents
 from smalti.generation.pictures import seeded
 from smalti.generation.xar import DrawnNoise, XARPipeline, XARSampling, sample_latents
@@ -161,10 +161,11 @@ def test_the_latents_of_an_autoencoder_are_drawn_in_training_and_known_in_valida
                         entity={"kind": "subsample"})  # fmt: skip
     seen, said = [], []
     found.model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    found.log = lambda name, value, **_: said.append(value.item())
+    found.score = lambda means, count: said.append((means["val/loss"].item(), count))
     batch = [data().train[index] for index in range(2)]
     for _ in range(2):
         found.training_loss(batch)
+        found.on_validation_start()
         found.validation_step(batch, 7)
     assert not torch.equal(seen[0], seen[2])
     assert torch.equal(seen[1], seen[3])
@@ -202,8 +203,7 @@ def test_data_that_does_not_fit(folder, vocabulary, tmp_path):
     found = module(folder, vocabulary)
     coded = found.latents.tokenizer
     ids = torch.zeros(2, 16, 1, dtype=torch.long)
-    store = TokenStore(ids, [TokenRecord("a")] * 2, coded.spec.to_dict(), coded.fingerprint(), {})
-    store.save(tmp_path / "codes")
+    write_store(tmp_path / "codes", ids, [TokenRecord("a")] * 2, coded.identity())
     with pytest.raises(ValueError, match="latents are computed from pictures, got TokenData; use PictureTextData"):
         trainer(tmp_path, max_steps=1).fit(found, TokenData(str(tmp_path / "codes")))
     loader = torch.utils.data.DataLoader(data().train, 2, collate_fn=PictureTextData.collate)

@@ -239,3 +239,16 @@ def test_refusals():
         pytest.raises(ValueError, match="at least one image, got none"),
     ):
         ReconstructionMetrics().compute()
+
+
+def test_a_batch_may_be_measured_apart_from_the_others():
+    batches = [torch.rand(3, 3, 16, 16) * 2 - 1 for _ in range(4)]
+    whole, parts, counter = (ReconstructionMetrics(compatibility=True) for _ in range(3))
+    for image, target in (batches[:2], batches[2:]):
+        whole.update(image, target)
+        found = parts.of(image, target)
+        assert int(parts.count) == 0
+        counter.add(found)
+    assert counter.compute() == whole.compute()
+    counter.add(counter.of(*batches[1:3]))
+    assert int(counter.compute()["count"]) == 9  # no value of before is kept

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.data.tokens import TokenRecord, TokenStore
+from smalti.data.store import TokenRecord, TokenStore, write_store
 from smalti.eval.tokens.stream import TokenStream, stored_codes, streams, windows
 from smalti.tokenizers.codes import Codebook, CodeLayout, Codes, CodeSpec
 
@@ -53,9 +53,9 @@ def test_joint_dynamic_codes_keep_their_padding():
     assert streams(Codes.full(ids, spec), codebook="joint")[0].ids.tolist() == [[1, 0], [1, -1]]
 
 
-def test_from_a_store():
-    store = TokenStore(IDS, [TokenRecord()] * 2, GRID.to_dict(), "f00d", {})
-    assert torch.equal(stored_codes(store).ids, IDS)
+def test_from_a_store(tmp_path):
+    write_store(tmp_path, IDS, [TokenRecord()] * 2, {"spec": GRID.to_dict(), "fingerprint": "f00d"})
+    assert torch.equal(stored_codes(TokenStore(tmp_path)).ids, IDS)
 
 
 def test_windows_of_a_grid():
