@@ -242,3 +242,25 @@ def test_ctrl_c_ends_with_130_and_last_continues(tmp_path, config):
     arguments = ["--ckpt_path", "last", "--trainer.max_steps", str(step + 2)]
     assert main([*command[3:], *arguments]) == 0
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == step + 2
+
+
+def test_processes_of_further_devices_are_started_with_the_same_arguments(tmp_path, config, monkeypatch):
+    """Lightning starts what ``sys.argv`` says, while it fits."""
+    seen, arguments = [], ["fit", "-c", write(tmp_path, config), "--trainer.max_steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["smalti", *arguments])
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: seen.append(list(sys.argv)))
+    main(arguments)
+    assert seen == [["smalti", *arguments]]
+    assert sys.argv == ["smalti", *arguments]
+
+
+def test_sharded_weights_do_not_go_on_from_whole_ones(tmp_path, config, capsys):
+    main(["fit", "-c", write(tmp_path, config), "--trainer.max_steps", "1"])
+    strategy = {
+        "class_path": "ModelParallelStrategy",
+        "init_args": {"data_parallel_size": 1, "tensor_parallel_size": 1},
+    }
+    config["trainer"] |= {"strategy": strategy, "devices": 1}
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", write(tmp_path, config), "--ckpt_path", "last"])
+    assert "of whole weights, which are one file; go on with another strategy" in capsys.readouterr().err
