@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _LAST_SEED = 2**63 - 1
 
+#: Pictures of a shard where nothing else is said.
+_SHARD = 10_000
+
 _TABLES, _ROWS = (".csv", ".json", ".jsonl"), (".parquet", ".arrow")
 
 _SOURCE = (
@@ -48,8 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filter", help="lanczos (default), bicubic, bilinear, box or nearest")
     parser.add_argument("--seed", type=number(least=0, most=_LAST_SEED), default=0, help="of the crops (default: 0)")
     parser.add_argument("--batch", type=number(least=1), default=64, help="crops coded together (default: 64)")
-    told = "pictures of a shard (default: 10000); each is made by one process, and made anew where that is killed"
-    parser.add_argument("--shard-size", type=number(least=1), default=10_000, metavar="N", help=told)
+    shards = parser.add_mutually_exclusive_group()
+    told = f"pictures of a shard (default: {_SHARD}); each is made by one process, and made anew where that is killed"
+    shards.add_argument("--shard-size", type=number(least=1), default=_SHARD, metavar="N", help=told)
+    shards.add_argument("--shards", type=number(least=1), metavar="N", help="how many shards to make instead")
     parser.add_argument("--workers", type=number(least=0), default=0, help="processes that read pictures (default: 0)")
     told = "precision that the tokenizer computes in, quantizers left out (default: float32)"
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help=told)
@@ -77,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     source = caption_source(args.source, args.limit, args.captions)
     folder = tokenizer_folder(args.tokenizer)
     options: dict[str, Any] = {"mode": args.crop, "flip": args.flip} | ({"filter": args.filter} if args.filter else {})
-    rest: list[Any] = [args.crops, args.batch, args.shard_size, args.workers, args.seed]
+    size = args.shard_size if args.shards is None else -(-len(source) // args.shards)
+    rest: list[Any] = [args.crops, args.batch, size, args.workers, args.seed]
     rest += ["skip" if args.skip_broken else "raise", args.dtype]
     TokenizeSettings(Crop(1, **options), *rest)  # what is wrong is told before anything is loaded
     tokenizer = load_tokenizer(folder, args.device)

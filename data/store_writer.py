@@ -41,6 +41,7 @@ class StoreWriter:
 
     def __init__(self, folder: str | Path, plan: StorePlan) -> None:
         self.folder, self.plan = Path(folder), plan
+        self._made = not self.folder.exists()
         _begin(self.folder, plan)
         self._lock: int | None = None
         self._held: set[int] = set()
@@ -52,9 +53,22 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._lock is None:
+            return
+        if error is not None and self._made:
+            self._forget()
+        os.close(self._lock)
+        self._lock = None
+
+    def _forget(self) -> None:
+        """Take a new folder away in which no shard was made, by this process or another one that is at it."""
+        assert self._lock is not None
+        alone = all(map(self._take, range(len(self.plan.shards))))
+        if alone and not list(self.folder.glob("*.parquet")):
+            for name in (PLAN, LOCK):
+                (self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.folder.rmdir()
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are not there."""

@@ -73,6 +73,11 @@ def test_again_compares_checksums_and_mends_what_is_missing(model, pictures, tmp
     assert shard.read_bytes() == content
 
 
+def test_so_many_shards(model, pictures, tmp_path, answers):
+    answers("tokenize", pictures, "--tokenizer", model, "--out", tmp_path / "store", "--shards", 2)
+    assert [shard["rows"] for shard in TokenStore(tmp_path / "store").index["shards"]] == [3, 2]
+
+
 def test_broken_pictures_stop_or_are_left_out(model, pictures, tmp_path, answers, fails):
     (pictures / "2.png").write_text("no picture")
     common = ("tokenize", pictures, "--tokenizer", model, "--out", tmp_path / "store")
@@ -92,6 +97,9 @@ def test_crops_and_precision_are_part_of_the_plan(model, pictures, tmp_path, ans
 def test_wrong_requests(model, pictures, tmp_path, fails):
     out = ("--tokenizer", model, "--out", tmp_path / "store")
     assert "3 crops of a picture differ where the crop is drawn" in fails("tokenize", pictures, "--crops", 3, *out)
+    assert "--shard-size not allowed with argument --shards" in fails(
+        "tokenize", pictures, *out, "--shards", 2, "--shard-size", 3
+    )
     assert "--captions is for folders, tars and tables" in fails("tokenize", "scenes", "--captions", "txt", *out)
     assert "--out must be a folder, got the file" in fails("tokenize", pictures, *out[:3], pictures / "0.png")
     assert "arguments are required: --out" in fails("tokenize", pictures)

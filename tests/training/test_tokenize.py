@@ -127,6 +127,10 @@ def test_a_broken_picture_is_left_out_and_named(tokenizer, folder, tmp_path, wor
 def test_a_broken_picture_stops_where_it_shall(tokenizer, folder, tmp_path, workers):
     with pytest.raises(BrokenImageError, match="expected a readable picture"):
         tokenized(tokenizer, folder, tmp_path / "store", workers=workers)
+    assert not (tmp_path / "store").exists()  # not one shard was made
+    with pytest.raises(BrokenImageError, match="expected a readable picture"):
+        tokenized(tokenizer, folder, tmp_path / "store", workers=workers, shard_size=1)
+    assert len(list((tmp_path / "store").glob("*.parquet"))) == 2
 
 
 def test_crops_are_drawn_from_the_picture_and_their_number(tokenizer, tmp_path):
