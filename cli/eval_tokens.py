@@ -129,7 +129,7 @@ def _store(folder: Path, args: argparse.Namespace) -> _Coded:
     from ..data.store import TokenStore
     from ..eval.tokens.stream import stored_codes
 
-    store = TokenStore.open(folder)
+    store = TokenStore(folder)
     codes = stored_codes(store)
     known = store.index["pictures"] if int(store.index["pictures"], 16) else None
     named, digits = _identity(codes, known, args.dataset or str(store.plan.source["name"]))

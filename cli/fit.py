@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from ..data.leftovers import recovered
+from ..data.processes import LostProcessError
 from ..training.base import TrainingModule
 from ..training.checkpoint_files import check_checkpoint
 from ..training.interrupt import GracefulInterrupt, check_parts
@@ -27,7 +28,8 @@ from ..training.resume import ResumableData
 from ..training.waiting import Waiting
 from .class_paths import limit_class_paths
 from .diagnose import explain, is_parser_error
-from .errors import InterruptedRunError, UsageError
+from .errors import INTERRUPTED, InterruptedRunError, UsageError
+from .lost import lost, watching
 from .models import quiet
 
 #: Packages whose classes a configuration may name by their short name.
@@ -52,6 +54,9 @@ _NOISE = (
 
 #: What stands for a checkpoint of a run.
 _NAMED = ("last", "best", "hpc", "registry")
+
+#: What follows where ``last.ckpt`` has been saved.
+_CONTINUES = "the same command with --ckpt_path last continues"
 
 #: Errors are explained here, not printed by the parser.
 _RAISE: dict[str, Any] = {"exit_on_error": False}
@@ -121,7 +126,8 @@ class SmaltiCLI(LightningCLI):
         """Train; see ``Trainer.fit``.
 
         Raises:
-            InterruptedRunError: Ctrl-C ended the run.
+            InterruptedRunError: Ctrl-C ended the run; of several processes the first says so.
+            LostProcessError: another process of the run ended.
             FileNotFoundError: ``--ckpt_path last`` where nothing has been saved yet.
             ValueError: a checkpoint of sharded weights for whole ones, or the other way round.
         """
@@ -136,12 +142,19 @@ class SmaltiCLI(LightningCLI):
             check_parts(Path(ckpt_path), self.trainer)
         sys.argv = [sys.argv[0], *self._arguments]  # where there are several devices, Lightning starts this again
         try:
-            self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+            with watching(lambda: _lost_sentence(interrupt)):
+                self.trainer.fit(ckpt_path=ckpt_path, **kwargs)
+        except RuntimeError as error:
+            if self.trainer.world_size == 1 or not lost(error):
+                raise
+            raise LostProcessError(_lost_sentence(interrupt)) from error
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             if not self.trainer.interrupted:
                 raise
+            if not self.trainer.is_global_zero:
+                sys.exit(INTERRUPTED)
             saved = interrupt is not None and interrupt.interrupted
-            how = "; the same command with --ckpt_path last continues" if saved else ""
+            how = f"; {_CONTINUES}" if saved else ""
             raise InterruptedRunError(f"interrupted at step {self.trainer.global_step}{how}") from error
 
     def _callbacks(self) -> list[Callback]:
@@ -235,6 +248,11 @@ def import_vocabulary() -> None:
         for file in sorted((root / folder).glob("*.py")):
             if file.stem != "__init__":
                 import_module(f"{package}.{folder}.{file.stem}")
+
+
+def _lost_sentence(interrupt: GracefulInterrupt | None) -> str:
+    step = None if interrupt is None else interrupt.saved_step
+    return "another process of this run ended" + ("" if step is None else f"; {_CONTINUES} from step {step}")
 
 
 def _has(callbacks: list[Callback], *kinds: type[Callback]) -> bool:

@@ -160,8 +160,14 @@ def encode(
     plain = TokenizeSettings(Crop(model.image_size), **common)
     for name, source, settings in (("train", train, chosen), ("validation", validation, plain)):
         if source is not None:
+            named = f"{type(source).__name__} {name}"
             with Bar(name, len(source)) as bar:
-                tokenize_source(model, source, folder / name, f"{type(source).__name__} {name}", settings, bar.update)
+                done = tokenize_source(model, source, folder / name, named, settings, bar.update)
+            if done.index is None:
+                raise ValueError(
+                    f"the token store {folder / name} must be finished, got one that another process is at; wait for "
+                    "it and run again"
+                )
 
 
 def score(folder: Path, model: str, settings: SuiteSettings, device: str = "auto") -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.decoding import printable
+from ..data.places import check_place
 from .arguments import add_tokenizer, number
-from .errors import UsageError
+from .errors import InterruptedRunError, UsageError
 from .eval_pictures import dataset_name, picture_source
 from .models import load_tokenizer, tokenizer_folder
 from .outputs import say
@@ -18,7 +19,6 @@ from .progress import Bar
 
 if TYPE_CHECKING:
     from ..data.base import ImageSource
-    from ..data.store import TokenStore
     from ..training.tokenize import Tokenized
 
 _LAST_SEED = 2**63 - 1
@@ -26,10 +26,15 @@ _LAST_SEED = 2**63 - 1
 #: Pictures of a shard where nothing else is said.
 _SHARD = 10_000
 
-_TABLES, _ROWS = (".csv", ".json", ".jsonl"), (".parquet", ".arrow")
+_TABLES, _ROWS, _PACKED = (
+    (".csv", ".json", ".jsonl"),
+    (".parquet", ".arrow"),
+    (".tar.gz", ".tgz", ".tar.zst", ".tar.xz"),
+)
 
 _SOURCE = (
-    "pictures, folders of them, WebDataset tars, tables (csv, json, jsonl), parquet or arrow files, npz files of ADM, "
+    "pictures, folders of them, WebDataset tars, folders of tars, tables (csv, json, jsonl), parquet or arrow files, "
+    "npz files of ADM, "
     "or scenes[:full|small[:train|validation|heldout]] of the embedded world"
 )
 
@@ -71,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: an unknown world or split, or captions where there can be none.
+        InterruptedRunError: Ctrl-C.
         FileNotFoundError: missing pictures or tokenizer.
         BrokenImageError: a file that is no picture, without ``--skip-broken``.
         ValueError: crops that would all be the same, a damaged tokenizer or shard, or a store that was begun otherwise.
@@ -89,8 +95,11 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(folder, args.device)
     settings = TokenizeSettings(Crop(tokenizer.image_size, **options), *rest)
     name = dataset_name(args.source, args.dataset)
-    with Bar("tokenizing", len(source)) as bar:
-        done = tokenize_source(tokenizer, source, out, name, settings, bar.update)
+    try:
+        with Bar("tokenizing", len(source)) as bar:
+            done = tokenize_source(tokenizer, source, out, name, settings, bar.update)
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError("interrupted; the same command goes on after the last whole shard") from error
     _tell(out, done)
     return 0
 
@@ -112,9 +121,10 @@ def caption_source(paths: Sequence[str], limit: int | None, captions: str | None
     from ..eval.images.picture_sets import Joined
 
     told = [_captioned(path, captions) for path in paths]
-    if all(source is None for source in told):
-        if captions is not None:
-            raise UsageError(f"--captions is for folders, tars and tables, got {printable(paths[0])}; leave it out")
+    bare = [path for path, source in zip(paths, told, strict=True) if source is None]
+    if captions is not None and bare:
+        raise UsageError(f"--captions is for folders, tars and tables, got {printable(bare[0])}; leave it out")
+    if len(bare) == len(paths):
         return picture_source(paths, limit)
     sources = [
         picture_source([path], limit) if source is None else source for path, source in zip(paths, told, strict=True)
@@ -124,23 +134,29 @@ def caption_source(paths: Sequence[str], limit: int | None, captions: str | None
 
 
 def _captioned(path: str, captions: str | None) -> ImageSource | None:
-    """A source of one path, or None where pictures alone are meant."""
+    """A source of one path that may have captions, or None where pictures alone are meant."""
     from ..data.sources import ArrowFiles, CaptionTable, ImageFolder, WebDataset
 
     suffix, file = Path(path).suffix.lower(), Path(path)
+    if file.is_dir():
+        if (file / "state.json").is_file():
+            return ArrowFiles(path, caption_column=captions)
+        tars = sorted(map(str, file.glob("*.tar")))
+        return WebDataset(tars, captions) if tars else ImageFolder(path, captions=captions is not None)
     if file.is_file() and suffix in _TABLES:
         return CaptionTable(path, caption_column=captions or "caption")
     if file.is_file() and suffix in _ROWS:
         return ArrowFiles(path, caption_column=captions)
-    if captions is not None and file.is_dir():
-        return ImageFolder(path, captions=True)
-    return WebDataset(path, captions) if captions is not None and suffix == ".tar" else None
+    if file.name.lower().endswith(_PACKED):
+        raise UsageError(f"tars are read where they lie, uncompressed, got {printable(path)}; decompress it")
+    return WebDataset(path, captions) if file.is_file() and suffix == ".tar" else None
 
 
 def _store_folder(given: str) -> Path:
     path = Path(given)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out must be a folder, got the file {given!r}; choose another place")
+    check_place(path / "_store.json", "--out")
     return path
 
 
@@ -148,24 +164,21 @@ def _tell(out: Path, done: Tokenized) -> None:
     from ..data.store import TokenStore
 
     if done.left_out:
-        sys.stderr.write(f"left out {done.left_out} broken pictures; their names are in the shards\n")
+        sys.stderr.write(f"left out {_count(done.left_out, 'broken picture')}; their names are in the shards\n")
     if done.pictures:
         rate, waiting = done.pictures / done.seconds, done.waited / done.seconds
-        say(f"{done.pictures:,} pictures in {done.seconds:.1f} s, {rate:.1f}/s, {waiting:.0%} of it waiting for them")
+        pictures = _count(done.pictures, "picture")
+        say(f"{pictures} in {done.seconds:.1f} s, {rate:.1f}/s, {waiting:.0%} of it waiting for them")
     if done.index is None:
-        say(f"the rest of {out} is being made by other processes")
+        say(f"the rest of {out} is being made by other processes; once they are done, the same command looks at it")
         return
-    store = TokenStore(out)
+    shards = done.index["shards"]
     if not done.pictures:
-        store.verify()
-        say(f"{out} was finished before; the checksums of its {len(done.index['shards'])} shards are right")
-    say(_describe(out, store))
+        say(f"{out} was finished before; the checksums of {_count(len(shards), 'shard')} are right")
+    rows, size = done.index["rows"], sum(shard["bytes"] for shard in shards)
+    made = f"{size / rows:.1f} bytes each, by tokenizer {TokenStore(out).fingerprint}"
+    say(f"{out}: {_count(rows, 'row')} in {_count(len(shards), 'shard')}, {made}")
 
 
-def _describe(out: Path, store: TokenStore) -> str:
-    shards, rows = store.index["shards"], len(store)
-    size = sum(shard["bytes"] for shard in shards)
-    return (
-        f"{out}: {rows:,} rows in {len(shards)} shard{'s' * (len(shards) > 1)}, {size / max(rows, 1):.1f} bytes each, "
-        f"by tokenizer {store.fingerprint}"
-    )
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -89,7 +89,9 @@ class ArrowFiles(_Columns):
         suffixes = sorted({file.suffix for file in self.files})
         if suffixes not in ([".parquet"], [".arrow"]):
             raise ValueError(f"expected files all .parquet or all .arrow, got {', '.join(suffixes)}; narrow the paths")
-        check_columns(_columns(self.files[0]), image_column, caption_column, self.where)
+        schema = _schema(self.files[0])
+        check_columns(schema.names, image_column, caption_column, self.where)
+        _check_kind(schema.field(image_column).type, image_column, self.where)
 
     def _load(self) -> datasets.Dataset:
         if self.folder is not None:
@@ -142,17 +144,26 @@ class HubDataset(_Columns):
         )
 
 
-def _columns(path: Path) -> list[str]:
-    """Column names of a parquet file or an Arrow stream, read from its header.
+def _check_kind(kind: Any, column: str, where: str) -> None:
+    """Raise ValueError where a column holds neither encoded pictures nor paths."""
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if not any(fits(kind) for fits in (*texts, pa.types.is_struct)):
+        raise ValueError(
+            f"expected pictures, bytes or paths in column {column!r} of {where}, got {kind}; pass image_column"
+        )
+
+
+def _schema(path: Path) -> Any:
+    """The schema of a parquet file or an Arrow stream, read from its header.
 
     Raises:
         ValueError: it is neither.
     """
     try:
         if path.suffix == ".parquet":
-            return list(pq.read_schema(path).names)
+            return pq.read_schema(path)
         with pa.memory_map(str(path)) as file:
-            return list(pa.ipc.open_stream(file).schema.names)
+            return pa.ipc.open_stream(file).schema
     except pa.ArrowInvalid as error:
         raise ValueError(
             f"expected a parquet file or an Arrow stream, got {str(path)!r} ({error}); write it again with `datasets`"

@@ -76,7 +76,8 @@ class ResumableOrder(Sampler[int]):
                 "lower the batch size or add data"
             )
         if near < 1 or (groups is not None and (groups[0], groups[-1]) != (0, length)):
-            raise ValueError(f"expected near >= 1 and groups from 0 to {length}, got {near} and {groups}; correct them")
+            ends = "no groups" if groups is None else f"groups from {groups[0]} to {groups[-1]}"
+            raise ValueError(f"expected near >= 1 and groups from 0 to {length}, got {near} and {ends}; correct them")
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.groups, self.near = groups, near
         self.rank, self.world, self.batch_size = rank, world, batch_size

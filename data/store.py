@@ -19,9 +19,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .order import Draw
-from .store_plan import tokenizer_differences
-from .store_shards import Group, TokenRecord, books, damaged, file_digest, open_shard, positions, read_group, row_ids
-from .store_writer import INDEX, PLAN, read_plan, write_store
+from .store_plan import StorePlan, tokenizer_differences
+from .store_shards import (
+    PLAN,
+    Group,
+    TokenRecord,
+    books,
+    damaged,
+    file_digest,
+    open_shard,
+    positions,
+    read_group,
+    row_ids,
+)
+from .store_writer import INDEX, check_note, read_plan, write_store
 
 if TYPE_CHECKING:
     import datasets
@@ -48,21 +59,19 @@ class TokenStore(Dataset[dict[str, Any]]):
         self.folder, self.memory = Path(folder), memory
         self.plan = read_plan(self.folder)
         self.spec: dict[str, Any] = dict(self.plan.tokenizer["spec"])  #: of the codes, as JSON values
-        self.index = _read_index(self.folder, self.plan.digest)
+        self.index = _read_index(self.folder, self.plan)
         self._shards = [self.folder / shard["file"] for shard in self.index["shards"]]
         for path, shard in zip(self._shards, self.index["shards"], strict=True):
             _check_size(path, shard["bytes"])
-        self._footers = [open_shard(path)[0] for path in self._shards]
+        opened = [open_shard(path) for path in self._shards]
+        for number, (path, (_, note)) in enumerate(zip(self._shards, opened, strict=True)):
+            check_note(path, note, self.plan, number)
+        self._footers = [footer for footer, _ in opened]
         self._groups = [(s, g) for s, footer in enumerate(self._footers) for g in range(footer.num_row_groups)]
         rows = [self._footers[s].row_group(g).num_rows for s, g in self._groups]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
         self._kept: OrderedDict[int, Group] = OrderedDict()
         self._bytes = 0
-
-    @classmethod
-    def open(cls, folder: str | Path) -> TokenStore:
-        """A store by its folder; the errors are those of the class."""
-        return cls(folder)
 
     @property
     def fingerprint(self) -> str:
@@ -73,6 +82,12 @@ class TokenStore(Dataset[dict[str, Any]]):
     def crops(self) -> int:
         """Rows of every picture."""
         return self.plan.crops
+
+    @property
+    def decoded(self) -> int:
+        """Bytes of all rows once they are decoded, roughly."""
+        item = sum(depth * (1 if size <= 256 else 2 if size <= 65536 else 4) for _, size, depth in books(self.spec))
+        return len(self) * positions(self.spec) * item
 
     @property
     def starts(self) -> list[int]:
@@ -187,7 +202,8 @@ class TokenStore(Dataset[dict[str, Any]]):
     def _load(self, cache_dir: str | None, streaming: bool) -> Any:
         import datasets
 
-        files = [str(path) for path in self._shards]
+        rows = [footer.num_rows for footer in self._footers]
+        files = [str(path) for path, count in zip(self._shards, rows, strict=True) if count]  # it cannot read none
         return datasets.load_dataset(
             "parquet", data_files=files, split="train", streaming=streaming, cache_dir=cache_dir
         )
@@ -219,7 +235,7 @@ class OneCrop(Dataset[dict[str, Any]]):
         return self.store[int(index) * crops + crop]
 
 
-def _read_index(folder: Path, digest: str) -> dict[str, Any]:
+def _read_index(folder: Path, plan: StorePlan) -> dict[str, Any]:
     path = folder / INDEX
     if not path.is_file():
         raise FileNotFoundError(
@@ -227,18 +243,21 @@ def _read_index(folder: Path, digest: str) -> dict[str, Any]:
         )
     try:
         index = json.loads(path.read_text())
-        known = {"plan", "rows", "left_out", "pictures", "shards"} <= set(index)
-    except (ValueError, TypeError) as error:
+        names = [shard["file"] for shard in index["shards"]]
+        whole = [
+            int(shard["rows"]) >= 0 and int(shard["bytes"]) > 0 and len(shard["sha256"]) for shard in index["shards"]
+        ]
+        fits = index["plan"] == plan.digest and names == plan.shards and set(whole) == {64}
+        int(index["pictures"], 16)
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is no readable index ({error}); delete it and tokenize again, which makes it"
         ) from error
-    if not known or index["plan"] != digest:
+    if not fits:
         raise ValueError(f"{path} is not the index of the store beside it; delete it and tokenize again")
     return index
 
 
 def _check_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"shard {path} of the token store is missing; tokenize again, which makes it")
-    if (found := path.stat().st_size) != expected:
+    if path.is_file() and (found := path.stat().st_size) != expected:
         raise damaged(path, f"{found} bytes in place of {expected}")

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any, Self
 
+from .store_shards import books, positions
+
 #: Of the files; raised when an older smalti could misread them.
 FORMAT = 1
 
@@ -47,10 +49,18 @@ class StorePlan:
         for name in ("crops", "batch_size", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"a token store needs {name} >= 1, got {getattr(self, name)}; choose another")
-        if missing := {"fingerprint", "spec"} - set(self.tokenizer):
-            raise ValueError(f"a token store needs its tokenizer's {' and '.join(sorted(missing))}, got neither name")
+        if missing := sorted({"fingerprint", "spec"} - set(self.tokenizer)):
+            raise ValueError(
+                f"a token store needs fingerprint and spec of its tokenizer, got no {' and no '.join(missing)}; add it"
+            )
         if self.source["pictures"] < 1:
             raise ValueError(f"a token store needs pictures, got {self.source['pictures']}; check the source")
+        largest = max(depth for _, _, depth in books(self.tokenizer["spec"])) * positions(self.tokenizer["spec"])
+        if self.shard_size * self.crops * largest >= 2**31:
+            raise ValueError(
+                f"a shard holds less than 2**31 codes, got {self.shard_size} pictures x {self.crops} crops x "
+                f"{largest}; choose a smaller shard_size"
+            )
 
     @property
     def shards(self) -> list[str]:

@@ -10,7 +10,8 @@ the plan of the store.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +26,9 @@ from .files import atomic_file
 
 #: Rows that are packed, checked and read together.
 GROUP = 4096
+
+#: What the file of the plan is called. Readers of Parquet pass over such names.
+PLAN = "_store.json"
 
 #: Where the footer says what the shard is.
 _FOOTER = b"smalti"
@@ -97,7 +101,7 @@ def write_shard(path: Path, rows: Sequence[Row], spec: Mapping[str, Any], note: 
     packed = [f"{name}.list.element" for name, _, _ in books(spec)]
     largest = max(size for _, size, _ in books(spec))
     write: Any = pq.write_table  # its stubs know no lists of columns
-    with atomic_file(path) as partial:
+    with atomic_file(path, beside=path.with_name(PLAN)) as partial:  # what is left of it is cleared with the plan's
         write(
             table,
             partial,
@@ -111,32 +115,32 @@ def write_shard(path: Path, rows: Sequence[Row], spec: Mapping[str, Any], note: 
         )
 
 
-def open_shard(path: Path) -> tuple[Any, ShardNote]:
+def open_shard(path: Path, content: Any = None) -> tuple[Any, ShardNote]:
     """The footer of a shard (pyarrow's ``FileMetaData``) and what it says; its pages are not looked at.
 
+    Args:
+        path: of the shard.
+        content: pyarrow's reader of its bytes, where they are in memory.
+
     Raises:
+        FileNotFoundError: there is none.
         ValueError: damaged, or no shard of a token store; the sentence names it.
+        OSError: the system cannot read it.
     """
-    try:
-        metadata = pq.read_metadata(path)
-        about = json.loads(metadata.metadata[_FOOTER])
-        return metadata, ShardNote(**about)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(path, error) from error
+    with _named(path):
+        metadata = pq.read_metadata(path if content is None else content)
+        return metadata, ShardNote(**json.loads(metadata.metadata[_FOOTER]))
 
 
-def read_group(path: Path, number: int, spec: Mapping[str, Any], metadata: Any = None) -> Group:
-    """One row group of a shard; the checksum of every page is compared.
-
-    Raises:
-        ValueError: damaged; the sentence names the shard.
-    """
-    try:
-        with pq.ParquetFile(path, metadata=metadata, memory_map=True, page_checksum_verification=True) as file:
+def read_group(path: Path, number: int, spec: Mapping[str, Any], metadata: Any = None, content: Any = None) -> Group:
+    """One row group of a shard; the checksum of every page is compared. Arguments and errors as `open_shard`."""
+    source = path if content is None else content
+    with _named(path):
+        with pq.ParquetFile(
+            source, metadata=metadata, memory_map=content is None, page_checksum_verification=True
+        ) as file:
             table = file.read_row_group(number)
         columns = [table.column(name).combine_chunks() for name, _, _ in books(spec)]
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise damaged(path, error) from error
     ids = [(c.values.to_numpy(), c.offsets.to_numpy().astype(np.int64)) for c in columns]
     return Group(table.drop_columns([name for name, _, _ in books(spec)]), ids)
 
@@ -153,19 +157,22 @@ def row_ids(group: Group, row: int, spec: Mapping[str, Any]) -> Ids:
     return found
 
 
-def check_shard(path: Path, spec: Mapping[str, Any]) -> str:
+def check_shard(path: Path, spec: Mapping[str, Any]) -> tuple[int, ShardNote, str]:
     """Read a shard whole, so that every checksum is compared.
 
     Returns:
-        The SHA-256 of the file.
+        Its rows, what it says, and the SHA-256 of the file.
 
     Raises:
+        FileNotFoundError: there is none.
         ValueError: damaged; the sentence names it.
     """
-    metadata, _ = open_shard(path)
+    with _named(path):
+        content = path.read_bytes()
+    metadata, note = open_shard(path, pa.BufferReader(content))
     for number in range(metadata.num_row_groups):
-        read_group(path, number, spec, metadata)
-    return file_digest(path)
+        read_group(path, number, spec, metadata, pa.BufferReader(content))
+    return metadata.num_rows, note, sha256(content).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -183,6 +190,21 @@ def damaged(path: Path, reason: object) -> ValueError:
         f"shard {path} is damaged ({' '.join(str(reason).split())}); delete it and tokenize into the same store again, "
         "which makes what is missing"
     )
+
+
+@contextmanager
+def _named(path: Path) -> Generator[None]:
+    """Turn what is wrong with a shard into an error that names it; what is wrong with the system stays as it is."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"shard {path} of the token store is missing; tokenize into it again, which makes it"
+        ) from error
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise damaged(path, error) from error
 
 
 def _table(rows: Sequence[Row], spec: Mapping[str, Any]) -> Any:

@@ -22,10 +22,13 @@ from torch import Tensor
 from .files import atomic_file
 from .leftovers import clear, prefix
 from .store_plan import StorePlan, differences
-from .store_shards import Row, ShardNote, TokenRecord, check_shard, open_shard, write_shard
+from .store_shards import PLAN, Row, ShardNote, TokenRecord, check_shard, damaged, write_shard
 
-#: The plan; shards and their checksums, written last; what locks are held on. Readers of Parquet pass over such names.
-PLAN, INDEX, LOCK = "_store.json", "_index.json", ".lock"
+#: Shards and their checksums, written last; what locks are held on.
+INDEX, LOCK = "_index.json", ".lock"
+
+#: Byte of the lock that every writer shares, beyond those of the shards.
+_PRESENT = 1 << 40
 
 
 class StoreWriter:
@@ -45,10 +48,17 @@ class StoreWriter:
         _begin(self.folder, plan)
         self._lock: int | None = None
         self._held: set[int] = set()
+        self._written: set[int] = set()
 
     def __enter__(self) -> Self:
-        self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        return self
+        while True:  # another writer that gives up takes an empty folder away
+            _begin(self.folder, self.plan)
+            with suppress(FileNotFoundError):
+                self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+                _locked(self._lock, fcntl.LOCK_SH, _PRESENT)
+                if (self.folder / PLAN).is_file() and os.fstat(self._lock).st_nlink:
+                    return self
+                os.close(self._lock)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -61,10 +71,9 @@ class StoreWriter:
         self._lock = None
 
     def _forget(self) -> None:
-        """Take a new folder away in which no shard was made, by this process or another one that is at it."""
+        """Take a new folder away in which no shard was made, unless another process is at it."""
         assert self._lock is not None
-        alone = all(map(self._take, range(len(self.plan.shards))))
-        if alone and not list(self.folder.glob("*.parquet")):
+        if _locked(self._lock, fcntl.LOCK_EX, _PRESENT) and not any(self.folder.glob("*.parquet")):
             for name in (PLAN, LOCK):
                 (self.folder / name).unlink(missing_ok=True)
             with suppress(OSError):
@@ -75,17 +84,25 @@ class StoreWriter:
         return [number for number, name in enumerate(self.plan.shards) if not (self.folder / name).is_file()]
 
     def claims(self) -> Iterator[int]:
-        """Numbers of missing shards that no other process is making; each is this one's until it is written."""
-        for number in range(len(self.plan.shards)):
-            if self._is_missing(number) and self._take(number):
+        """Numbers of missing shards that no other process is making; each is this one's until it is written.
+
+        Shards of a process that died meanwhile are looked for too: the last pass over all finds nothing.
+        """
+        found = True
+        while found:
+            found = False
+            for number in self.missing():
+                if number in self._held or not self._take(number):
+                    continue
                 if self._is_missing(number):  # not finished by another between the two looks
                     self._held.add(number)
+                    found = True
                     yield number
                 else:
                     self._give(number)
 
     def write(self, number: int, rows: Sequence[Row], pictures: str = "", left_out: Sequence[str] = ()) -> None:
-        """Write a claimed shard, and the index where it was the last one.
+        """Write a claimed shard.
 
         Args:
             number: of the shard.
@@ -99,23 +116,42 @@ class StoreWriter:
         """
         note = ShardNote(self.plan.to_dict(), number, pictures, list(left_out))
         write_shard(self.folder / self.plan.shards[number], rows, self.plan.tokenizer["spec"], note)
+        self._written.add(number)
         self._give(number)
         self._held.discard(number)
 
     def finish(self) -> dict[str, Any] | None:
         """Check all shards and write the index; None where some are still missing.
 
+        Where there is an index already, every shard that this process did not write must be the one that it names.
+
         Raises:
-            ValueError: a damaged shard, or one of another store; the sentence names it.
+            ValueError: a damaged shard, or one of another store; the sentence names it. Or not one row.
         """
         if self.missing():
             return None
         index = make_index(self.folder, self.plan)
+        if not index["rows"]:
+            raise ValueError(
+                f"at least one readable picture is needed, got {index['left_out']} broken; check the source"
+            )
+        for number, (shard, before) in enumerate(zip(index["shards"], self._indexed(), strict=False)):
+            if number not in self._written and shard["sha256"] != before:
+                raise damaged(self.folder / shard["file"], "its checksum is not that of the index")
         with atomic_file(self.folder / INDEX) as file:
             file.write_text(json.dumps(index, indent=1))
         with suppress(FileNotFoundError):
             (self.folder / LOCK).unlink()
+        clear(self.folder / PLAN)  # of processes that were killed since this one began
         return index
+
+    def _indexed(self) -> list[str]:
+        """SHA-256 of every shard by the index that is there, if there is one that can be read."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            index = json.loads((self.folder / INDEX).read_text())
+            if index["plan"] == self.plan.digest:
+                return [str(shard["sha256"]) for shard in index["shards"]]
+        return []
 
     def _is_missing(self, number: int) -> bool:
         return not (self.folder / self.plan.shards[number]).is_file()
@@ -123,13 +159,7 @@ class StoreWriter:
     def _take(self, number: int) -> bool:
         if self._lock is None:
             raise RuntimeError("shards are claimed inside a with block")
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError:  # a file system without locks
-            return True
-        return True
+        return _locked(self._lock, fcntl.LOCK_EX, number) is not False
 
     def _give(self, number: int) -> None:
         if self._lock is not None:
@@ -146,14 +176,22 @@ def make_index(folder: Path, plan: StorePlan) -> dict[str, Any]:
     shards, pictures, left_out = list[dict[str, Any]](), 0, 0
     for number, name in enumerate(plan.shards):
         path = folder / name
-        metadata, note = open_shard(path)
-        if (note.plan, note.shard) != (plan.to_dict(), number):
-            raise ValueError(f"shard {path} belongs to another token store; delete it and tokenize again")
-        digest = check_shard(path, plan.tokenizer["spec"])
-        shards.append({"file": name, "rows": metadata.num_rows, "bytes": path.stat().st_size, "sha256": digest})
+        rows, note, digest = check_shard(path, plan.tokenizer["spec"])
+        check_note(path, note, plan, number)
+        shards.append({"file": name, "rows": rows, "bytes": path.stat().st_size, "sha256": digest})
         pictures, left_out = (pictures + int(note.pictures or "0", 16)) % 2**256, left_out + len(note.left_out)
-    rows = sum(shard["rows"] for shard in shards)
-    return {"plan": plan.digest, "rows": rows, "left_out": left_out, "pictures": f"{pictures:064x}", "shards": shards}
+    total = sum(shard["rows"] for shard in shards)
+    return {"plan": plan.digest, "rows": total, "left_out": left_out, "pictures": f"{pictures:064x}", "shards": shards}
+
+
+def check_note(path: Path, note: ShardNote, plan: StorePlan, number: int) -> None:
+    """Raise unless a shard says that it is the one of its number in a store of this plan.
+
+    Raises:
+        ValueError: it says otherwise.
+    """
+    if (note.plan, note.shard) != (plan.to_dict(), number):
+        raise ValueError(f"shard {path} belongs to another token store; delete it and tokenize again")
 
 
 def write_store(
@@ -176,7 +214,7 @@ def write_store(
         tokenizer: that made the codes: ``fingerprint`` and ``spec`` at least, or its ``identity()``.
         source: what the pictures are called.
         transform: what was done to them before they were coded.
-        pictures: digest of the pictures, see `ShardNote`; of one shard.
+        pictures: digest of all pictures, see `ShardNote`.
         shard_size: pictures of a shard.
 
     Raises:
@@ -192,7 +230,7 @@ def write_store(
     with StoreWriter(folder, plan) as writer:
         for number in writer.claims():
             rows = [Row(arrays[index], records[index], str(index), index) for index in plan.pictures(number)]
-            writer.write(number, rows, pictures)
+            writer.write(number, rows, pictures if number == 0 else "")  # they are summed up
         writer.finish()
 
 
@@ -211,7 +249,9 @@ def read_plan(folder: Path) -> StorePlan:
     try:
         return StorePlan.from_dict(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no readable plan of a token store ({error}); tokenize anew") from error
+        raise ValueError(
+            f"{path} is no readable plan of a token store ({error}); tokenize into another folder"
+        ) from error
 
 
 def _begin(folder: Path, plan: StorePlan) -> None:
@@ -223,18 +263,40 @@ def _begin(folder: Path, plan: StorePlan) -> None:
                 f"{folder} must be new or a token store that was begun, got {found[0]} in it; choose another folder"
             )
     folder.mkdir(parents=True, exist_ok=True)
+    clear(folder / PLAN)
     if not (folder / PLAN).is_file():
-        clear(folder / PLAN)
-        mine = folder / f"{prefix(folder / PLAN)}plan"
-        mine.write_text(json.dumps(plan.to_dict(), indent=1))
-        try:
-            with suppress(FileExistsError):
-                os.link(mine, folder / PLAN)  # fails where another process was first, unlike a rename
-        finally:
-            mine.unlink()
+        _place(folder, json.dumps(plan.to_dict(), indent=1))
     told = differences(read_plan(folder).to_dict(), plan.to_dict())
     if told:
         raise ValueError(
             f"the token store in {folder} was begun otherwise: {'; '.join(told[:4])}; choose another folder, "
             "or tokenize as before"
         )
+
+
+def _place(folder: Path, plan: str) -> None:
+    """Write the plan, whole, unless another process was first."""
+    mine = folder / f"{prefix(folder / PLAN)}plan"
+    with mine.open("w") as file:
+        file.write(plan)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(mine, folder / PLAN)  # fails where the name is taken, unlike a rename
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        mine.replace(folder / PLAN)
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def _locked(lock: int, kind: int, byte: int) -> bool | None:
+    """Whether a byte could be locked; None where the file system has no locks."""
+    try:
+        fcntl.lockf(lock, kind | fcntl.LOCK_NB, 1, byte)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    return True

@@ -91,12 +91,12 @@ class SentenceEncoder(ConditionEncoder):
         """See :class:`ConditionEncoder`."""
         device = self.nothing.device
         given = torch.tensor([one is not None for one in wanted], device=device)
-        if not bool(given.any()):
+        if not bool(given.any()) and not torch.is_grad_enabled():  # processes that train together compute the same
             return self.nothing.expand(len(wanted), -1)
-        rows = [torch.tensor(self._ids(one), dtype=torch.int64) for one in wanted]
+        # A row of nothing keeps one word, whose state is not used.
+        rows = [torch.tensor(self._ids(one) or [0], dtype=torch.int64) for one in wanted]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(device)
         absent = ids < 0
-        absent[:, 0] &= given  # a row of nothing keeps one word, whose state is not used
         entered = self.words(ids.clamp_min(0)) + self.places.weight[: ids.shape[1]]
         states = self.layers(entered, src_key_padding_mask=absent).masked_fill(absent[..., None], 0)
         means = states.sum(1) / (~absent).sum(1, keepdim=True)

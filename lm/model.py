@@ -172,6 +172,9 @@ class SharedLM(SavedModel):
             query = self.queries.weight[0]
             queries = _of_unit_scale(query if placed is None else query + placed)
             embedded = torch.where(batch.ordering.asked[..., None], queries.to(embedded.dtype), embedded)
+        if self.queries is not None and torch.is_grad_enabled():
+            # Processes that train together reduce the same gradients, also where one's batch asks for nothing.
+            embedded = embedded + (0 * self.queries.weight.sum()).to(embedded.dtype)
         return self._with_conditions(embedded, batch)
 
     def through(

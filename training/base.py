@@ -49,8 +49,9 @@ class TrainingModule(LightningModule):
     """A subclass says what its loss is; the rest is here.
 
     What samples draw comes from :meth:`draws`; torch is seeded anew for every training batch from ``seed``, the rank
-    and the number of batches trained on, for what draws inside networks. Training metrics are those of this process's
-    batch, and of all processes' batches at steps that are logged; of accumulated batches they show the last. A step
+    and the number of batches trained on, for what draws inside networks. Training metrics are
+    means over all processes' batches at steps that are logged; in between they are this process's term of that mean,
+    which weighs its tokens by their share of all. Of accumulated batches they show the last. A step
     whose loss or gradient is not finite on any rank, or whose quantizer raises ``FloatingPointError``, changes no
     parameter, moment or buffer; it is counted in ``guard/skipped``. Several such steps in a row, or a watched loss that
     rises far above its best and stays there, bring the last snapshot back, counted in ``guard/rollbacks``; from then on

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -40,9 +41,7 @@ class ENATTraining(TrainingModule):
     that is written.
 
     Published and released training differ: the released loop drops conditions twice, in the data (0.15) and in the
-    model (0.1), and skips every second batch. Here they are dropped once and no batch is skipped, as published. On
-    several devices, name the strategy ``ddp_find_unused_parameters_true``: what goes on from an earlier pass does not
-    learn in every step.
+    model (0.1), and skips every second batch. Here they are dropped once and no batch is skipped, as published.
 
     Args:
         tokenizer: folder of the tokenizer that made the codes, which must be a grid.
@@ -137,6 +136,12 @@ class ENATTraining(TrainingModule):
         super().check_run(trainer, data)
         if isinstance(data, TokenData):
             data.check_tokenizer(self._tokenizer.network)
+
+    def setup(self, stage: str) -> None:
+        """Tell DDP, unless the run says otherwise, that what goes on from an earlier pass does not learn every step."""
+        strategy: Any = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def training_loss(self, batch: list[Item]) -> Tensor:
         """Cross-entropy of the codes of hidden positions, smoothed; the mean over columns."""

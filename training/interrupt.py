@@ -36,9 +36,14 @@ class GracefulInterrupt(Checkpoint):
         if every < 1:
             raise ValueError(f"every must be >= 1 step, got {every}; 500 is usual")
         self.every, self.path = every, path
-        self.interrupted = False  #: whether Ctrl-C has been pressed
+        self.interrupted = False  #: whether Ctrl-C has been pressed, at any of the processes once they have agreed
         self._previous: Any = None
         self._saved_step = -1
+
+    @property
+    def saved_step(self) -> int | None:
+        """Optimizer steps of what this run has saved last; None before."""
+        return self._saved_step if self._saved_step >= 0 else None
 
     def checkpoint_path(self, trainer: Trainer) -> Path:
         """Where the checkpoint is written."""
@@ -57,6 +62,7 @@ class GracefulInterrupt(Checkpoint):
         if trainer.fit_loop._should_accumulate():
             return
         stop = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+        self.interrupted = self.interrupted or stop  # it may be pressed while they agree
         step = trainer.global_step
         due = stop or trainer.should_stop or step % self.every == 0 or step == trainer.estimated_stepping_batches
         if due and step != self._saved_step:

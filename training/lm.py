@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ from .sharding import gathered, sharded
 
 Item = dict[str, Any]
 
+_log = logging.getLogger(__name__)
+
 
 class TokenData(ResumableData):
     """Stored codes with their captions and questions.
@@ -71,8 +74,14 @@ class TokenData(ResumableData):
         if near is not None and near < 1:
             raise ValueError(f"expected near >= 1 group, got {near}; leave it out to shuffle all rows alike")
         self.near = near
-        self.train = TokenStore.open(train)
-        self.validation = None if validation is None else TokenStore.open(validation)
+        self.train = TokenStore(train)
+        self.validation = None if validation is None else TokenStore(validation)
+        if near is None and self.train.decoded > self.train.memory:
+            _log.warning(
+                "the codes of %s take %.1f GiB decoded, of which %.1f are kept in memory; set near: 16, or most rows "
+                "are decoded again and again",
+                train, self.train.decoded / 2**30, self.train.memory / 2**30,
+            )  # fmt: skip
 
     def train_set(self) -> Dataset[Item]:
         """The store to train on: one crop of every picture, another in each epoch where there are several."""
@@ -85,6 +94,10 @@ class TokenData(ResumableData):
     def near_rows(self) -> dict[str, Any]:
         """Groups of the store, where they are shuffled near each other."""
         return {} if self.near is None else {"groups": OneCrop(self.train).groups, "near": self.near}
+
+    def describe_data(self) -> dict[str, Any]:
+        """The store to train on."""
+        return {"token store": self.train.plan.digest}
 
     def check_tokenizer(self, tokenizer: VisualTokenizer) -> None:
         """Raise unless a tokenizer made the codes.
@@ -288,9 +301,10 @@ class LanguageModelTraining(TrainingModule):
             self._before = self._reconstruction()
 
     def on_fit_end(self) -> None:
-        """As every module; and note how the tokenizer reconstructs after."""
-        with gathered(self):
-            self._follow_tokenizer()
+        """As every module; and note how the tokenizer reconstructs after, where it was tuned."""
+        if self.coder.tuned is not None:
+            with gathered(self):
+                self._follow_tokenizer()
         self._after = self._reconstruction()
         super().on_fit_end()
 

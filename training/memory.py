@@ -76,6 +76,19 @@ def memory_plan(
     )
 
 
+def whole_memory(model: nn.Module, half: torch.dtype | None = torch.bfloat16) -> int:
+    """Bytes of all weights whole on every process, as a validation gathers them; beside them are parts and moments.
+
+    Args:
+        model: that is trained; on the meta device it takes no memory.
+        half: type in which blocks are gathered; None for float32.
+    """
+    size = _FULL if half is None else half.itemsize
+    in_blocks = sum(parameter.numel() for block in blocks(model) for parameter in block.parameters())
+    rest = sum(parameter.numel() for parameter in model.parameters()) - in_blocks
+    return size * in_blocks + _FULL * rest
+
+
 def _part(parameter: nn.Parameter, world: int) -> int:
     """Numbers of a parameter on the first process."""
     rows, *rest = parameter.shape

@@ -136,6 +136,10 @@ class ResumableData(LightningDataModule, ABC):
         """``groups`` and ``near`` of `ResumableOrder`, where rows are best read near others."""
         return {}
 
+    def describe_data(self) -> dict[str, Any]:
+        """What else a resumed run must find as it was, as plain values by name."""
+        return {}
+
     @staticmethod
     def collate(items: list[Any]) -> Any:
         """Items to a batch; a static method, so that workers are sent no trainer."""
@@ -191,7 +195,7 @@ class ResumableData(LightningDataModule, ABC):
         if self._order is None:
             return {}
         epoch, batch = self._order.locate(self.position())
-        return {"epoch": epoch, "batch": batch, "order": _describe(self._order)}
+        return {"epoch": epoch, "batch": batch, "order": self.describe_data() | _describe(self._order)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember what a checkpoint says, for `train_dataloader` to check."""
@@ -205,11 +209,11 @@ class ResumableData(LightningDataModule, ABC):
     def _check_restored(self, order: ResumableOrder) -> None:
         if self._restored is None:
             return
-        before, now = self._restored["order"], _describe(order)
-        for name, value in before.items():
-            if now.get(name) != value:
+        before, now = self._restored["order"], self.describe_data() | _describe(order)
+        for name in before | now:
+            if now.get(name) != before.get(name):
                 raise ValueError(
-                    f"expected {name} {value} as in the checkpoint, got {now.get(name)}; "
+                    f"expected {name} {before.get(name)} as in the checkpoint, got {now.get(name)}; "
                     "resume with the same data, or load the weights alone and start a new run"
                 )
         self._restored = None

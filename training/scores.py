@@ -12,7 +12,10 @@ from ..tokenizers.quantizers import distributed
 
 
 class Scores:
-    """Sums and counts by name, which processes need not have alike: one may have fewer batches, or none of a kind."""
+    """Sums and counts by name, which processes need not have alike: one may have fewer batches, or none of a kind.
+
+    They are kept on the CPU, in float64, which not every device has.
+    """
 
     def __init__(self) -> None:
         self._sums = dict[str, Tensor]()
@@ -25,9 +28,9 @@ class Scores:
             means: float scalars by name.
             count: of the items, an integer or a scalar.
         """
+        items = torch.as_tensor(count).cpu().double()
         for name, mean in means.items():
-            items = torch.as_tensor(count, dtype=torch.float64, device=mean.device)
-            weighted = torch.where(items > 0, mean.detach().double() * items, 0.0)
+            weighted = torch.where(items > 0, mean.detach().cpu().double() * items, 0.0)
             self._sums[name] = self._sums.get(name, 0.0) + weighted
             self._counts[name] = self._counts.get(name, 0.0) + items
 
@@ -37,18 +40,19 @@ class Scores:
         Two collective calls, on all processes; none where there is one process.
 
         Args:
-            device: of numbers that are reduced.
+            device: of the means, and of numbers that are reduced.
         """
         names = sorted(_named_anywhere(list(self._sums)))
         zero = torch.zeros((), dtype=torch.float64)
-        rows = [(self._sums.get(name, zero).to(device), self._counts.get(name, zero).to(device)) for name in names]
+        rows = [(self._sums.get(name, zero), self._counts.get(name, zero)) for name in names]
         self._sums, self._counts = {}, {}
         if not rows:
             return {}
         table = torch.stack([torch.stack(row) for row in rows])
         if distributed():
+            table = table.to(device)
             dist.all_reduce(table)
-        means = (table[:, 0] / table[:, 1].clamp_min(1)).float()
+        means = (table[:, 0] / table[:, 1].clamp_min(1)).float().to(device)
         return dict(zip(names, means.unbind(), strict=True))
 
 

@@ -32,10 +32,11 @@ class Place:
 
         The samples of a step are numbered batch by batch and, inside a batch, process by process, as
         :class:`~smalti.data.order.ResumableOrder` deals them out: one process with 8 samples, two with 4, and two
-        batches of 4 number the same samples alike.
+        batches of 4 number the same samples alike. Numbers are apart only where all batches of a step are equally
+        large, as that order deals them out.
 
         Args:
-            count: samples of the batch on this process.
+            count: samples of the batch on this process, as on every other and in every other batch of the step.
             rank: of this process.
             world: number of processes.
         """

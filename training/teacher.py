@@ -104,6 +104,11 @@ class TeacherTraining(TrainingModule):
         self._held_out += zip(*(part.cpu() for part in features), strict=True)
         self._together = max(self._together, len(features[0]))
 
+    def on_validation_start(self) -> None:
+        """As every module; and forget the features of a validation that did not come to its end."""
+        super().on_validation_start()
+        self._held_out, self._together = [], 0
+
     def on_validation_epoch_end(self) -> None:
         """Score loss and retrieval, in batches as large as those of all processes together."""
         pairs = collected(self._held_out)

@@ -6,6 +6,7 @@ process makes it, nor on where a run was cut off.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from ..data.transforms import Crop, from_uint8
 from ..tokenizers.base import VisualTokenizer
 from .encode import record_of
 
-#: Names of the source that the plan keeps a hash of, spread evenly.
+#: Names and captions of the source that the plan keeps hashes of, spread evenly.
 _NAMES = 1000
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -81,7 +82,7 @@ class Tokenized:
     left_out: int  #: of them, broken
     seconds: float
     waited: float  #: of the seconds, for pictures
-    index: dict[str, Any] | None  #: of the finished store; None where other processes are still making shards
+    index: dict[str, Any] | None  #: of the finished store; None where shards are missing that others make, or made
 
 
 def plan_store(tokenizer: VisualTokenizer, source: ImageSource, name: str, settings: TokenizeSettings) -> StorePlan:
@@ -95,9 +96,10 @@ def plan_store(tokenizer: VisualTokenizer, source: ImageSource, name: str, setti
     """
     spread = np.linspace(0, len(source) - 1, min(_NAMES, len(source))).astype(int).tolist()
     names = sha256("\n".join(source.name(index) for index in spread).encode()).hexdigest()[:16]
+    captions = sha256(json.dumps([source.caption(index) for index in spread]).encode()).hexdigest()[:16]
     return StorePlan(
         tokenizer.identity(),
-        {"name": name, "pictures": len(source), "names": names},
+        {"name": name, "pictures": len(source), "names": names, "captions": captions},
         settings.crop.describe() | ({} if settings.crop.deterministic else {"seed": settings.seed}),
         settings.dtype,
         settings.crops,

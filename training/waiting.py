@@ -27,9 +27,10 @@ class Waiting(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log with the steps that are logged."""
-        steps: Any = trainer  # Lightning leaves its own attribute untyped
-        due = trainer.global_step % steps.log_every_n_steps == 0 and not trainer.fit_loop._should_accumulate()
-        if due and isinstance(steps.datamodule, ResumableData):
+        found: Any = trainer  # Lightning leaves its own attributes untyped
+        every = found.log_every_n_steps
+        due = every and trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate()
+        if due and isinstance(found.datamodule, ResumableData):
             now, waited = time.perf_counter(), _waited(trainer)
             pl_module.log("data/waiting", (waited - self._waited) / max(now - self._since, 1e-9))
             self._since, self._waited = now, waited

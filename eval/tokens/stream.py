@@ -193,12 +193,12 @@ def stream_names(spec: CodeSpec) -> list[str]:
 
 
 def stored_codes(store: TokenStore) -> Codes:
-    """The codes of a token store.
+    """The codes of a token store; of several crops of a picture, those of the first.
 
     Raises:
         ValueError: ids that do not keep the store's promise.
     """
-    return Codes.full(store.ids(), CodeSpec.from_dict(store.spec))
+    return Codes.full(store.ids()[:: store.crops], CodeSpec.from_dict(store.spec))
 
 
 def _joined(array: Ids) -> Ids:

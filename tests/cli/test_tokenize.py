@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,9 +47,9 @@ def test_sources_and_their_captions(pictures, model, tmp_path, answers, monkeypa
     lines = answers("tokenize", tmp_path / source, "--tokenizer", model, "--out", out, *options)
     store = TokenStore(out)
     assert [store[index]["caption"] for index in range(len(store))] == captions
-    assert lines[-1].startswith(f"{out}: {len(captions)} rows in 1 shard, ")
+    assert lines[-1].startswith(f"{out}: {len(captions)} row{'s' * (len(captions) > 1)} in 1 shard, ")
     assert lines[-1].endswith(f"bytes each, by tokenizer {store.fingerprint}")
-    assert f"{len(captions)} pictures in " in lines[0]
+    assert f"{len(captions)} picture" in lines[0]
     assert "waiting for them" in lines[0]
 
 
@@ -63,13 +64,13 @@ def test_the_embedded_world_by_split_with_questions(model, tmp_path, answers):
 def test_again_compares_checksums_and_mends_what_is_missing(model, pictures, tmp_path, answers, fails):
     common = ("tokenize", pictures, "--tokenizer", model, "--out", tmp_path / "store", "--shard-size", 2)
     answers(*common)
-    assert answers(*common)[0] == f"{tmp_path / 'store'} was finished before; the checksums of its 3 shards are right"
+    assert answers(*common)[0] == f"{tmp_path / 'store'} was finished before; the checksums of 3 shards are right"
     shard = tmp_path / "store" / "tokens-00002-of-00003.parquet"
     content = shard.read_bytes()
     shard.write_bytes(content[:200] + b"x" + content[201:])
     assert f"shard {shard} is damaged" in fails(*common)
     shard.unlink()
-    assert "1 pictures in" in answers(*common)[0]
+    assert "1 picture in" in answers(*common)[0]
     assert shard.read_bytes() == content
 
 
@@ -92,6 +93,23 @@ def test_crops_and_precision_are_part_of_the_plan(model, pictures, tmp_path, ans
     assert (plan.crops, plan.dtype, plan.transform["seed"], plan.transform["mode"]) == (3, "bfloat16", 7, "random")
     said = fails(*common, "--crops", 3, "--crop", "random", "--flip", "--seed", 7)
     assert "was begun otherwise: dtype was bfloat16, got float32; choose another folder" in said
+
+
+def test_folders_of_tars_are_read(model, pictures, tmp_path, answers, fails):
+    (tmp_path / "tars").mkdir()
+    for number in range(2):
+        with tarfile.open(tmp_path / "tars" / f"{number}.tar", "w") as tar:
+            for suffix in ("png", "txt"):
+                tar.add(pictures / f"{number}.{suffix}", f"{number}.{suffix}")
+    common = ("--tokenizer", model, "--out", tmp_path / "store")
+    answers("tokenize", tmp_path / "tars", "--captions", "txt", *common)
+    assert [row["caption"] for row in map(TokenStore(tmp_path / "store").__getitem__, range(2))] == [
+        "picture 0",
+        "picture 1",
+    ]
+    assert "uncompressed, got " in fails("tokenize", tmp_path / "a.tar.gz", *common)
+    columns = fails("tokenize", tmp_path / "store" / "tokens-00000-of-00001.parquet", *common[:3], tmp_path / "other")
+    assert "expected pictures, bytes or paths in column 'image'" in columns
 
 
 def test_wrong_requests(model, pictures, tmp_path, fails):

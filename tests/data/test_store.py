@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 
 import datasets
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from smalti.data import store_shards
 from smalti.data.order import Draw
 from smalti.data.store import OneCrop, TokenRecord, TokenStore, write_store
 from smalti.data.store_plan import StorePlan, differences
@@ -41,7 +44,7 @@ def folder(tmp_path):
 
 
 def test_what_is_written_comes_back(folder):
-    store = TokenStore.open(folder)
+    store = TokenStore(folder)
     assert torch.equal(store.ids(), some_ids())
     assert torch.equal(store.ids(1, 3), some_ids()[1:])
     assert len(store) == 3
@@ -95,10 +98,7 @@ def test_ids_outside_their_codebook_are_an_error_and_leave_no_shard(tmp_path, wr
     ids[1, 2, 2] = wrong
     with pytest.raises(ValueError, match=rf"ids of codes_pixel must lie in \[0, 16384\), got .*{wrong}"):
         write_store(tmp_path / "store", ids, RECORDS, TOKENIZER)
-    with pytest.raises(
-        FileNotFoundError, match=r"is not finished: it lacks _index.json; the same smalti tokenize goes"
-    ):
-        TokenStore(tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 def test_one_record_per_image(tmp_path):
@@ -132,7 +132,6 @@ def test_old_rows_leave_memory_first(folder):
     store = TokenStore(folder, memory=1)
     assert [store[index]["image"] for index in (0, 2, 1, 2)] == [0, 2, 1, 2]
     assert len(store._kept) == 1
-    assert TokenStore(folder)._kept is not None
     again = pickle.loads(pickle.dumps(store))
     assert not again._kept
     assert torch.equal(again.ids(), store.ids())
@@ -184,6 +183,51 @@ def test_every_byte_counts(folder):
     TokenStore(folder).verify()
 
 
+def test_a_rerun_does_not_take_damage_for_right(folder):
+    """Bytes that no page checksum covers, of the footer or its padding, too."""
+    name, found = "tokens-00000-of-00002.parquet", 0
+    whole, index = (folder / name).read_bytes(), (folder / INDEX).read_bytes()
+    for at in range(4, len(whole), 61):
+        flip(folder / name, at)
+        with pytest.raises(ValueError, match=name):
+            write_store(folder, some_ids(), RECORDS, TOKENIZER, "three", shard_size=2)
+        found += 1
+        (folder / name).write_bytes(whole)
+        assert (folder / INDEX).read_bytes() == index
+    assert found > 20
+
+
+def test_what_the_system_cannot_read_is_not_called_damaged(folder, monkeypatch):
+    def fails(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    store = TokenStore(folder)
+    monkeypatch.setattr(store_shards.pq, "ParquetFile", fails)
+    with pytest.raises(OSError, match="Too many open files"):
+        store[0]
+
+
+def test_a_store_without_a_row_is_refused(tmp_path):
+    plan = StorePlan(TOKENIZER, {"name": "n", "pictures": 2}, shard_size=1)
+    with StoreWriter(tmp_path / "store", plan) as writer:
+        for number in writer.claims():
+            writer.write(number, [], left_out=["broken"])
+        with pytest.raises(ValueError, match="at least one readable picture is needed, got 2 broken; check the source"):
+            writer.finish()
+
+
+def test_shards_without_rows_are_read_past(tmp_path):
+    plan = StorePlan(TOKENIZER, {"name": "n", "pictures": 3}, shard_size=1)
+    with StoreWriter(tmp_path / "store", plan) as writer:
+        for number in writer.claims():
+            rows = [] if number == 1 else [Row(some_ids(1).numpy()[0], RECORDS[0], str(number), number)]
+            writer.write(number, rows, left_out=["broken"] * (not rows))
+        writer.finish()
+    store = TokenStore(tmp_path / "store")
+    assert [store[index]["image"] for index in range(len(store))] == [0, 2]
+    assert [row["image"] for row in store.stream()] == [0, 2]
+
+
 def test_a_cut_off_or_missing_shard_is_named(folder):
     path = folder / "tokens-00000-of-00002.parquet"
     path.write_bytes(path.read_bytes()[:-5])
@@ -204,10 +248,20 @@ def test_what_is_no_store_is_said(tmp_path, folder):
             TokenStore(folder)
         (folder / name).write_text(content)
     index = json.loads((folder / INDEX).read_text())
+    for wrong in ({"shards": [{"x": 1}]}, {"pictures": "x"}, {"shards": 3}):
+        (folder / INDEX).write_text(json.dumps(index | wrong))
+        with pytest.raises(ValueError, match="is no readable index"):
+            TokenStore(folder)
+    (folder / INDEX).write_text(json.dumps(index | {"shards": index["shards"][:1]}))
+    with pytest.raises(ValueError, match="is not the index of the store beside it"):
+        TokenStore(folder)
     (folder / INDEX).write_text(json.dumps(index | {"plan": "other"}))
     with pytest.raises(ValueError, match="is not the index of the store beside it; delete it and tokenize again"):
         TokenStore(folder)
     plan = json.loads((folder / PLAN).read_text())
+    (folder / PLAN).write_text(json.dumps(plan | {"tokenizer": {"fingerprint": "x", "spec": 3}}))
+    with pytest.raises(ValueError, match="is no readable plan of a token store"):
+        TokenStore(folder)
     (folder / PLAN).write_text(json.dumps(plan | {"format": 2}))
     with pytest.raises(ValueError, match="token stores of format 1 can be read, got 2; use another smalti"):
         TokenStore(folder)
@@ -243,6 +297,8 @@ def test_a_shard_of_another_store_is_refused(folder, tmp_path):
     write_store(tmp_path / "other", some_ids(), RECORDS, TOKENIZER, "other", shard_size=2)
     name = "tokens-00001-of-00002.parquet"
     (folder / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    with pytest.raises(ValueError, match=r"belongs to another token store"):
+        TokenStore(folder)
     with StoreWriter(folder, read_plan(folder)) as writer:
         said = rf"{name} belongs to another token store; delete it"
         with pytest.raises(ValueError, match=said):
@@ -262,7 +318,8 @@ def test_other_files_are_left_alone(tmp_path):
         ({"crops": 0}, "needs crops >= 1, got 0"),
         ({"shard_size": 0}, "needs shard_size >= 1, got 0"),
         ({"source": {"name": "x", "pictures": 0}}, "needs pictures, got 0; check the source"),
-        ({"tokenizer": {"spec": SPEC}}, "needs its tokenizer's fingerprint"),
+        ({"tokenizer": {"spec": SPEC}}, "needs fingerprint and spec of its tokenizer, got no fingerprint; add it"),
+        ({"shard_size": 2**30}, r"holds less than 2\*\*31 codes, got 1073741824 pictures x 1 crops x 8; choose a smal"),
     ],
 )
 def test_what_cannot_be_planned(options, said):
@@ -277,5 +334,5 @@ def test_differences_name_their_path():
 
 def test_shards_are_checked_whole(folder):
     path = folder / "tokens-00000-of-00002.parquet"
-    assert check_shard(path, SPEC) == TokenStore(folder).index["shards"][0]["sha256"]
+    assert check_shard(path, SPEC)[::2] == (2, TokenStore(folder).index["shards"][0]["sha256"])
     assert not (folder / LOCK).exists()

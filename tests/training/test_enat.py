@@ -67,7 +67,7 @@ def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def batch(folder, name="two") -> list:
-    store = TokenStore.open(folder / name)
+    store = TokenStore(folder / name)
     return [store[index] for index in range(len(store))]
 
 

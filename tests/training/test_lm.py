@@ -136,7 +136,7 @@ def test_half_precision_training_stays_finite(folder, tmp_path):
 
 
 def batch(folder, name="two") -> list:
-    store = TokenStore.open(folder / name)
+    store = TokenStore(folder / name)
     return [store[index] for index in range(len(store))]
 
 
@@ -154,7 +154,7 @@ def seen(monkeypatch, found, items):
 def test_a_picture_follows_its_caption(folder, monkeypatch):
     found = module(folder, reading=0.0)
     (given,) = seen(monkeypatch, found, batch(folder))
-    layout, store = found.model.layout, TokenStore.open(folder / "two")
+    layout, store = found.model.layout, TokenStore(folder / "two")
     assert len(given.tokens) == 2
     for row, record in enumerate(RECORDS):
         ids = store[row]["ids"]
@@ -164,7 +164,7 @@ def test_a_picture_follows_its_caption(folder, monkeypatch):
 def test_a_picture_that_is_read_is_followed_by_questions_and_its_caption(folder, monkeypatch):
     found = module(folder, reading=1.0, questions=1, describing=0.0)
     (given,) = seen(monkeypatch, found, batch(folder))
-    layout, store = found.model.layout, TokenStore.open(folder / "two")
+    layout, store = found.model.layout, TokenStore(folder / "two")
     for row, record in enumerate(RECORDS):
         ids = store[row]["ids"]
         options = [layout.image_to_text(ids, record.caption, [pair], learn_codes=True) for pair in record.questions]
@@ -174,7 +174,7 @@ def test_a_picture_that_is_read_is_followed_by_questions_and_its_caption(folder,
 def test_a_share_of_the_pictures_read_is_described_without_questions(folder, monkeypatch):
     found = module(folder, reading=1.0, describing=1.0)
     (given,) = seen(monkeypatch, found, batch(folder))
-    ids = TokenStore.open(folder / "two")[0]["ids"]
+    ids = TokenStore(folder / "two")[0]["ids"]
     assert matches(given, 0, found.model.layout.image_to_text(ids, RECORDS[0].caption, learn_codes=True))
     items = [item | {"caption": None} for item in batch(folder)]
     assert all(found._asked(item, torch.Generator()) for item in items)

@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from smalti.lm.model import SharedLM
 from smalti.lm.vocabulary import Vocabulary
 from smalti.tokenizers.codes import Codebook, CodeLayout, CodeSpec
-from smalti.training.memory import memory_plan
+from smalti.training.memory import memory_plan, whole_memory
 from smalti.training.optimizer import OptimizerSettings
 from smalti.training.sharding import blocks, local, shard
 
@@ -73,6 +73,8 @@ def test_the_plan_of_a_small_model_by_hand(vocabulary):
     muon = memory_plan(model, 1, 2, 100, optimizer=OptimizerSettings(muon=1e-3))
     assert plan.moments - muon.moments == 4 * 3 * (block - 2 * 64)
     assert memory_plan(model, 1, 2, 100, None).gathered == 8 * rest + 16 * block
+    assert whole_memory(model) == 4 * rest + 2 * 3 * block
+    assert whole_memory(model, None) == 4 * (rest + 3 * block)
 
 
 def test_a_block_keeps_what_the_plan_says(vocabulary):

@@ -186,6 +186,10 @@ def test_another_plan_is_refused_by_what_differs(tokenizer, tmp_path):
     tokenized(tokenizer, SCENES, tmp_path / "store")
     with pytest.raises(ValueError, match=r"was begun otherwise: transform.filter was lanczos, got box; choose another"):
         tokenized(tokenizer, SCENES, tmp_path / "store", crop=Crop(30, filter="box"))
+    uncaptioned = Scenes("small", "train", 11)
+    uncaptioned.caption = lambda index: None
+    with pytest.raises(ValueError, match=r"was begun otherwise: source.captions was \w+, got \w+; choose another"):
+        tokenized(tokenizer, uncaptioned, tmp_path / "store")
     with pytest.raises(ValueError, match=r"was begun otherwise: source.pictures was 11, got 3; source.names was"):
         tokenized(tokenizer, Scenes("small", "train", 3), tmp_path / "store")
 
@@ -211,7 +215,7 @@ def test_processes_share_out_the_shards_and_one_may_die(tokenizer, tmp_path):
     assert 0 < own.pictures < 11
     for child in (first, second):
         os.waitpid(child, 0)
-    tokenized(tokenizer, SCENES, out, shard_size=2)
+    assert (out / "_index.json").exists()  # whoever was last found what the dead one had left
     assert files(out) == files(tmp_path / "whole")
 
 
@@ -223,6 +227,32 @@ def test_a_shard_that_another_process_makes_is_left_to_it(tokenizer, tmp_path):
         assert child == 7  # pictures of the other two shards
         assert writer.missing() == [0]
     assert tokenized(tokenizer, SCENES, tmp_path / "store").pictures == 4
+
+
+def test_a_process_comes_back_to_the_shard_of_a_dead_one(tokenizer, tmp_path):
+    settings = TokenizeSettings(Crop(30), batch_size=2, shard_size=4)
+    plan = plan_store(tokenizer, SCENES, "some", settings)
+    with StoreWriter(tmp_path / "store", plan) as mine:
+        other = _holder(tmp_path / "store", plan)
+        claims = mine.claims()
+        assert [next(claims), next(claims)] == [1, 2]  # 0 is held by the other
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+        mine._held.clear()
+        assert next(claims) == 0
+
+
+def _holder(folder, plan) -> int:
+    """A process that claims the first shard and waits to be killed."""
+    reading, writing = os.pipe()
+    if child := os.fork():
+        os.read(reading, 1)
+        return child
+    with StoreWriter(folder, plan) as writer:
+        next(writer.claims())
+        os.write(writing, b"x")
+        time.sleep(60)
+    os._exit(0)
 
 
 def _child_exit(tokenizer, out) -> int:
