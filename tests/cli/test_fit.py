@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
 from PIL import Image
 from transformers import SiglipConfig, SiglipModel
 
@@ -242,6 +244,54 @@ def test_ctrl_c_ends_with_130_and_last_continues(tmp_path, config):
     arguments = ["--ckpt_path", "last", "--trainer.max_steps", str(step + 2)]
     assert main([*command[3:], *arguments]) == 0
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == step + 2
+
+
+def test_the_first_process_alone_speaks_of_ctrl_c(tmp_path, config, capsys, monkeypatch):
+    def fit(trainer, *_, **__):
+        trainer.state.status = TrainerStatus.INTERRUPTED
+        raise SystemExit(1)
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    for first, said in ((True, "interrupted at step 0\n"), (False, "")):
+        monkeypatch.setattr(Trainer, "is_global_zero", first)
+        with pytest.raises(SystemExit) as end:
+            main(["fit", "-c", write(tmp_path, config)])
+        assert end.value.code == 130
+        lines = [line for line in capsys.readouterr().err.splitlines(keepends=True) if "interrupted" in line]
+        assert "".join(lines) == said
+
+
+def test_a_process_that_is_killed_ends_the_run_with_one_line(tmp_path, config):
+    config["trainer"] |= {"max_steps": 100_000, "devices": 2}
+    config["trainer"]["callbacks"] = [{"class_path": "GracefulInterrupt", "init_args": {"every": 1}}]
+    config["data"]["init_args"] |= {"batch_size": 1, "held_out": 0}
+    command = [sys.executable, "-m", "smalti.cli.main", "fit", "-c", write(tmp_path, config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        deadline = time.monotonic() + 240
+        while process.poll() is None and not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (other,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(other), signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+    step = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"]
+    line = f"another process of this run ended; the same command with --ckpt_path last continues from step {step}"
+    assert errors.strip().splitlines()[-1] == f"error: {line}"
+
+
+def test_a_lost_process_without_a_checkpoint_promises_nothing(tmp_path, config, capsys, monkeypatch):
+    def fit(*_, **__):
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    with pytest.raises(RuntimeError, match="Connection closed"):  # of one process: a defect
+        main(["fit", "-c", write(tmp_path, config)])
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "-c", write(tmp_path, config)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith("error: another process of this run ended\n")
 
 
 def test_processes_of_further_devices_are_started_with_the_same_arguments(tmp_path, config, monkeypatch):

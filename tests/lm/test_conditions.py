@@ -91,3 +91,15 @@ def test_neither_classes_nor_words_is_an_error():
 def test_heads_that_do_not_divide_the_width_are_an_error():
     with pytest.raises(ValueError, match="width of a sentence encoder must be a multiple of its heads, got 8 and 3"):
         SentenceEncoder(WORDS, 8, heads=3)
+
+
+def test_a_batch_of_nothing_learns_with_all_weights():
+    """Other processes may have sentences, and all must reduce the same gradients."""
+    encoder = sentences()
+    found = encoder([None, None])
+    with torch.no_grad():
+        assert torch.equal(found, encoder([None, None]))
+    found.sum().backward()
+    gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+    assert torch.equal(gradients.pop("nothing"), torch.full((8,), 2.0))
+    assert all(gradient is not None and not gradient.any() for gradient in gradients.values())

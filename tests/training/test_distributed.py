@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch import multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
+from smalti.generation.orders import Random
 from smalti.generation.pipeline import TextToImagePipeline
 from smalti.lm.model import SharedLM
 from smalti.lm.vocabulary import Vocabulary
@@ -26,6 +28,7 @@ from smalti.tokenizers.discriminator import PatchDiscriminator
 from smalti.tokenizers.losses import PixelLoss
 from smalti.tokenizers.quantizers import VectorQuantizer, of_first
 from smalti.tokenizers.vq import VQTokenizer
+from smalti.training import lm as lm_module
 from smalti.training.adversarial import AdversarialSettings
 from smalti.training.guard import GuardSettings
 from smalti.training.interrupt import GracefulInterrupt, check_parts
@@ -46,6 +49,8 @@ LLAMA = {
     "num_attention_heads": 2,
     "max_position_embeddings": 128,
 }
+#: Most pictures are read, so that one process of two often asks for none.
+QUERIES = {"order": Random(), "reading": 0.8}
 WORDS = ("red", "blue", "green", "circle", "square", "two", "one", "many", "how", "?")
 
 
@@ -107,11 +112,9 @@ def small_tokenizer(update: str = "gradient") -> VQTokenizer:
 
 
 def lm(folder: Path, **options) -> LanguageModelTraining:
-    return LanguageModelTraining(
-        str(folder / "tokenizer"), Vocabulary.train(WORDS), dict(LLAMA), reading=0.5, describing=0.3,
-        caption_dropout=0.3, questions=2,
-        optimizer=OptimizerSettings(learning_rate=3e-3, warmup_steps=5, weight_decay=0.1), **options,
-    )  # fmt: skip
+    optimizer = OptimizerSettings(learning_rate=3e-3, warmup_steps=5, weight_decay=0.1)
+    usual = {"reading": 0.5, "describing": 0.3, "caption_dropout": 0.3, "questions": 2, "optimizer": optimizer}
+    return LanguageModelTraining(str(folder / "tokenizer"), Vocabulary.train(WORDS), dict(LLAMA), **usual | options)
 
 
 def tokenizer_training() -> TokenizerTraining:
@@ -166,6 +169,22 @@ class Troubled(LanguageModelTraining):
         if self.global_step == 2:
             raise FloatingPointError("latents are not finite")
         return loss * (float("nan") if self.global_step == 4 else 1.0)
+
+
+class CtrlC(Callback):
+    """Presses Ctrl-C at the second process alone."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 1 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupted(folder: Path) -> tuple[bool, int | None]:
+    """What a process knows of a run that was ended at the other one."""
+    interrupt = GracefulInterrupt(path=str(folder / "interrupted.ckpt"))
+    with pytest.raises(SystemExit):
+        fitted(lm(folder), codes(4), folder, [interrupt, CtrlC()], **strategies(2)["ddp"])
+    return interrupt.interrupted, interrupt.saved_step
 
 
 class SaveInMidStep(Callback):
@@ -257,6 +276,9 @@ def _worker(rank: int, name: str) -> None:
         found[f"troubled {run}"] = fitted(Troubled.of(folder), codes(2), folder, **options)
     found["muon"], found["shares"] = muon(), exchanged(rank)
     found["refused"] = refused(folder)
+    for kind in ("ddp", "fsdp"):
+        found[f"queries {kind}"] = fitted(lm(folder, **QUERIES), codes(1), folder, max_steps=8, **strategies(2)[kind])
+    found["interrupted"] = interrupted(folder)
     found["tokenizer fsdp"] = fitted(tokenizer_training(), pictures(4), folder, **strategies(2)["fsdp"])
     dist.destroy_process_group()
     if rank == 0:
@@ -284,6 +306,7 @@ def alone(folder):
     runs = {"lm": (lm(folder), codes(8)), "tokenizer": (tokenizer_training(), pictures(8))}
     found = {name: fitted(*run, folder / "alone", **quiet) for name, run in runs.items()}
     troubled = {"accumulate_grad_batches": 2, "max_steps": 8, **quiet}
+    found["queries"] = fitted(lm(folder, **QUERIES), codes(2), folder / "alone", max_steps=8, **quiet)
     return found | {"troubled": fitted(Troubled.of(folder), codes(4), folder / "alone", **troubled)}
 
 
@@ -304,6 +327,22 @@ def test_two_processes_learn_what_one_does(pair, alone, run):
     assert furthest(first["state"], expected["state"])[0] < 1e-5
     assert furthest(first["state"], second["state"])[0] == 0  # codebooks among them
     assert first["curve"] == second["curve"]
+
+
+@pytest.mark.parametrize("run", ["queries ddp", "queries fsdp"])
+def test_a_process_that_asks_for_nothing_learns_with_the_other(pair, alone, run):
+    for found in pair:
+        assert apart(found[run], alone["queries"]) < 1e-5
+        assert furthest(found[run]["state"], alone["queries"]["state"])[0] < 1e-5
+
+
+def test_ctrl_c_at_one_process_ends_both(pair):
+    assert [found["interrupted"] for found in pair] == [(True, 2), (True, 2)]
+
+
+def test_nothing_is_gathered_at_the_end_where_no_tokenizer_is_tuned(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(lm_module, "gathered", lambda module: pytest.fail("weights were gathered"))
+    fitted(lm(folder), codes(4), tmp_path, max_steps=1, enable_checkpointing=False)
 
 
 @pytest.mark.parametrize("run", ["lm ddp", "lm fsdp", "tokenizer fsdp"])

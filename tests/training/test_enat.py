@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 
 from smalti.data.store import TokenRecord, TokenStore, write_store
 from smalti.generation.enat import ENATPipeline, MaskedSampling, model_sampling, write_masked
@@ -252,3 +253,11 @@ def test_text_and_classes_exclude_each_other(folder):
 def test_captions_that_are_no_classes_are_an_error(folder):
     with pytest.raises(ValueError, match=r"this model draws classes in \[0, 2\), got 'a red circle'; pass a number"):
         loss(module(folder, condition_dropout=0.0), batch(folder, "captioned"))
+
+
+@pytest.mark.parametrize(("given", "used"), [({}, True), ({"find_unused_parameters": False}, False)])
+def test_ddp_is_told_of_what_rests(folder, tmp_path, given, used):
+    found, strategy = module(folder), DDPStrategy(**given)
+    found.trainer = trainer(tmp_path, strategy=strategy)
+    found.setup("fit")
+    assert strategy._ddp_kwargs == {"find_unused_parameters": used}

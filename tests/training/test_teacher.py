@@ -70,3 +70,11 @@ def test_learns_pairs_and_saves_a_tower(tmp_path):
     tower = VisionTower.from_checkpoint(str(tmp_path / "teacher"))
     features = module.model.eval().vision_model(pixel_values=images)
     torch.testing.assert_close(tower.eval()(images).pooled, features.pooler_output)
+
+
+def test_a_validation_that_broke_off_leaves_nothing_to_the_next():
+    module = teacher().eval()
+    module.validation_step({"images": torch.rand(4, 3, 16, 16), "text": CAPTIONS}, 0)
+    assert (len(module._held_out), module._together) == (4, 4)
+    module.on_validation_start()
+    assert (module._held_out, module._together) == ([], 0)
