@@ -24,6 +24,9 @@ class GracefulInterrupt(Checkpoint):
     holds the parts of all processes (``torch.distributed.checkpoint``), which any number of processes can read; it
     takes its place when all of them have written.
 
+    Lightning logs a step after it was saved: what it is about to log is saved too, and logged by the run that goes on,
+    so that a run killed in between lacks no row.
+
     Args:
         every: optimizer steps between saves.
         path: of the checkpoint; by default ``last.ckpt`` in the trainer's ``default_root_dir``.
@@ -39,6 +42,7 @@ class GracefulInterrupt(Checkpoint):
         self.interrupted = False  #: whether Ctrl-C has been pressed, at any of the processes once they have agreed
         self._previous: Any = None
         self._saved_step = -1
+        self._row: tuple[int, dict[str, float]] | None = None  # that the next logging of Lightning would write
 
     @property
     def saved_step(self) -> int | None:
@@ -51,6 +55,11 @@ class GracefulInterrupt(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over Ctrl-C, which only the main thread can, after Lightning has noted what to put back."""
+        if self._row is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(self._row[1], self._row[0])
+                logger.save()
+            self._row = None
         self.interrupted = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._note)
@@ -66,10 +75,20 @@ class GracefulInterrupt(Checkpoint):
         step = trainer.global_step
         due = stop or trainer.should_stop or step % self.every == 0 or step == trainer.estimated_stepping_batches
         if due and step != self._saved_step:
+            self._row = _row(trainer)
             self._save(trainer)
+            self._row = None
             self._saved_step = step
         if stop:
             raise KeyboardInterrupt
+
+    def state_dict(self) -> dict[str, Any]:
+        """The row that is still to be logged, where this callback saves."""
+        return {} if self._row is None else {"step": self._row[0], "row": self._row[1]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Log that row when training starts."""
+        self._row = (state_dict["step"], state_dict["row"]) if state_dict else None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give Ctrl-C back."""
@@ -115,6 +134,15 @@ def check_parts(path: Path, trainer: Trainer) -> None:
             f"expected a checkpoint of {kinds[not saved]}, got {path} of {kinds[saved]}; go on with {strategy}, as the "
             "run was begun"
         )
+
+
+def _row(trainer: Trainer) -> tuple[int, dict[str, float]] | None:
+    """Step and values that Lightning logs once the callbacks are done with the batch; None where it logs none."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs or not trainer.loggers:
+        return None
+    values = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return trainer.fit_loop.epoch_loop._batches_that_stepped, {**values, "epoch": float(trainer.current_epoch)}
 
 
 def _in_parts(trainer: Trainer) -> bool:

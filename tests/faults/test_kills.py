@@ -30,6 +30,8 @@ PATIENCE = (2, 6)
 
 PART = {"dim": 8, "width": 8, "multipliers": [1, 1, 1], "blocks": 1}
 SOURCE = {"class_path": "Scenes", "init_args": {"world": "small", "count": 48, "size": 16}}
+FEW = {"world": "small", "split": "validation", "count": 6, "size": 16}
+SPLITS = {"train": SOURCE, "validation": {"class_path": "Scenes", "init_args": FEW}}
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
 VOCABULARY = {
     "class_path": "smalti.lm.vocabulary.Vocabulary.from_pretrained",
@@ -39,6 +41,7 @@ TRAINER = {
     "max_steps": 8,
     "accelerator": "cpu",
     "log_every_n_steps": 1,
+    "val_check_interval": 4,
     "callbacks": [{"class_path": "GracefulInterrupt", "init_args": {"every": 2}}],
 }
 TOKENIZER = {
@@ -67,14 +70,16 @@ MODEL = {
         "save_to": "${lm}/model",
     },
 }
-CODES = {"class_path": "TokenData", "init_args": {"train": "${codes}/train", "batch_size": 4}}
-PICTURES = {"class_path": "ImageData", "init_args": {"train": SOURCE, "size": 16, "batch_size": 4, "flip": True}}
+STORES = {"train": "${codes}/train", "validation": "${codes}/validation"}
+CODES = {"class_path": "TokenData", "init_args": {**STORES, "batch_size": 4}}
+HELD = {"train": SOURCE, "size": 16, "batch_size": 4, "flip": True, "held_out": 6}
+PICTURES = {"class_path": "ImageData", "init_args": HELD}
 RECIPE = {
     "folder": "run",
     "stages": {
         "vocabulary": {"run": "vocabulary", "with": {"source": SOURCE}},
         "tokenizer": {"run": "fit", "with": {"trainer": TRAINER, "model": TOKENIZER, "data": PICTURES}},
-        "codes": {"run": "encode", "with": {"tokenizer": "${tokenizer}/model", "train": SOURCE}},
+        "codes": {"run": "encode", "with": {"tokenizer": "${tokenizer}/model", **SPLITS}},
         "lm": {"run": "fit", "with": {"trainer": TRAINER, "model": MODEL, "data": CODES}},
     },
 }
