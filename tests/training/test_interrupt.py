@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import signal
@@ -10,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -101,3 +103,29 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 def test_every_is_checked():
     with pytest.raises(ValueError, match=r"every must be >= 1 step, got 0"):
         GracefulInterrupt(every=0)
+
+
+def test_the_row_of_the_saved_step_is_logged_by_the_run_that_goes_on(tmp_path):
+    """Lightning logs a step after its checkpoint is written: a process may die in between."""
+
+    class Dies(CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            if step == 3 and self.version == 0:
+                raise ZeroDivisionError
+            super().log_metrics(metrics, step)
+
+    def train(**options) -> None:
+        trainer = Trainer(
+            accelerator="cpu", logger=Dies(tmp_path), enable_progress_bar=False, enable_model_summary=False,
+            max_epochs=1, default_root_dir=tmp_path, callbacks=[GracefulInterrupt(every=4)], log_every_n_steps=1,
+        )  # fmt: skip
+        torch.manual_seed(1)
+        trainer.fit(Line(), DataLoader(list(torch.randn(10, 3, 2)), batch_size=None), weights_only=True, **options)
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert saved_step(tmp_path / "last.ckpt") == 4
+    train(ckpt_path=tmp_path / "last.ckpt")
+    tables = sorted(tmp_path.rglob("metrics.csv"))
+    steps = [int(row["step"]) for table in tables for row in csv.DictReader(table.open()) if row["train/loss"]]
+    assert steps == list(range(10))
