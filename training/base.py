@@ -235,11 +235,8 @@ class TrainingModule(LightningModule):
         self._scores, self._validated = Scores(), 0
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means of what was scored, over the items of all processes."""
+        """Log the means of what was scored, over the items of all processes, and give up the weights of others."""
         self.log_dict(self._scores.compute(self.device), prog_bar=True, sync_dist=True)
-
-    def on_validation_end(self) -> None:
-        """Give up the weights of other processes."""
         release(self)
 
     def on_train_start(self) -> None:

@@ -24,8 +24,9 @@ class GracefulInterrupt(Checkpoint):
     holds the parts of all processes (``torch.distributed.checkpoint``), which any number of processes can read; it
     takes its place when all of them have written.
 
-    Lightning logs a step after it was saved: what it is about to log is saved too, and logged by the run that goes on,
-    so that a run killed in between lacks no row.
+    A run that goes on does not validate again: where a step is validated, it is saved after that. Lightning logs a step
+    after it was saved: what it is about to log is saved too, and logged by the run that goes on. A run killed in
+    between so lacks no row; Ctrl-C does not wait for a validation.
 
     Args:
         every: optimizer steps between saves.
@@ -42,6 +43,7 @@ class GracefulInterrupt(Checkpoint):
         self.interrupted = False  #: whether Ctrl-C has been pressed, at any of the processes once they have agreed
         self._previous: Any = None
         self._saved_step = -1
+        self._pending = False  # to be saved when validation is done
         self._row: tuple[int, dict[str, float]] | None = None  # that the next logging of Lightning would write
 
     @property
@@ -74,13 +76,20 @@ class GracefulInterrupt(Checkpoint):
         self.interrupted = self.interrupted or stop  # it may be pressed while they agree
         step = trainer.global_step
         due = stop or trainer.should_stop or step % self.every == 0 or step == trainer.estimated_stepping_batches
-        if due and step != self._saved_step:
-            self._row = _row(trainer)
-            self._save(trainer)
-            self._row = None
-            self._saved_step = step
+        if (due or self._pending) and step != self._saved_step:
+            self._pending = not stop and _validates(trainer)
+            if not self._pending:
+                self._row = _row(trainer)
+                self._save(trainer)
+                self._row = None
         if stop:
             raise KeyboardInterrupt
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the step that was validated, where that is due."""
+        if self._pending:
+            self._pending = False
+            self._save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The row that is still to be logged, where this callback saves."""
@@ -99,6 +108,10 @@ class GracefulInterrupt(Checkpoint):
         self._restore()
 
     def _save(self, trainer: Trainer) -> None:
+        self._write(trainer)
+        self._saved_step = trainer.global_step
+
+    def _write(self, trainer: Trainer) -> None:
         target = self.checkpoint_path(trainer)
         if not trainer.is_global_zero:  # takes part in gathering, and writes its parts to where the first one says
             trainer.save_checkpoint(target)
@@ -134,6 +147,12 @@ def check_parts(path: Path, trainer: Trainer) -> None:
             f"expected a checkpoint of {kinds[not saved]}, got {path} of {kinds[saved]}; go on with {strategy}, as the "
             "run was begun"
         )
+
+
+def _validates(trainer: Trainer) -> bool:
+    """Whether Lightning validates once the callbacks are done with the batch."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    return bool(loop._should_check_val_fx(trainer.fit_loop._data_fetcher)) and not loop.val_loop.skip
 
 
 def _row(trainer: Trainer) -> tuple[int, dict[str, float]] | None:

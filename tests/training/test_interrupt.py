@@ -105,6 +105,23 @@ def test_every_is_checked():
         GracefulInterrupt(every=0)
 
 
+def test_a_step_is_saved_after_its_validation(tmp_path):
+    class Judged(Line):
+        def validation_step(self, batch, batch_idx):
+            path = tmp_path / "last.ckpt"
+            seen.append((self.global_step, saved_step(path) if path.exists() else None))
+
+    seen = []
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=1,
+        default_root_dir=tmp_path, callbacks=[GracefulInterrupt(every=2)], val_check_interval=4, num_sanity_val_steps=0,
+    )  # fmt: skip
+    pictures = DataLoader(list(torch.randn(10, 3, 2)), batch_size=None)
+    trainer.fit(Judged(), pictures, DataLoader(list(torch.randn(1, 3, 2)), batch_size=None))
+    assert seen == [(4, 2), (8, 6)]
+    assert saved_step(tmp_path / "last.ckpt") == 10
+
+
 def test_the_row_of_the_saved_step_is_logged_by_the_run_that_goes_on(tmp_path):
     """Lightning logs a step after its checkpoint is written: a process may die in between."""
 
