@@ -7,9 +7,11 @@ the batch that the trainer's own progress names, which is the same number in a r
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -228,7 +230,14 @@ class ResumableData(LightningDataModule, ABC):
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
+            worker_init_fn=partial(end_with, os.getpid()),
         )
+
+
+def end_with(parent: int, worker: int) -> None:
+    """End a worker whose parent is gone before it could look after it: torch would wait for that one for ever."""
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _describe(order: ResumableOrder) -> dict[str, Any]:

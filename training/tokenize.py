@@ -7,9 +7,11 @@ process makes it, nor on where a run was cut off.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +30,7 @@ from ..data.store_writer import StoreWriter
 from ..data.transforms import Crop, from_uint8
 from ..tokenizers.base import VisualTokenizer
 from .encode import record_of
+from .resume import end_with
 
 #: Names and captions of the source that the plan keeps hashes of, spread evenly.
 _NAMES = 1000
@@ -139,7 +142,13 @@ def tokenize_source(
     with StoreWriter(folder, plan) as writer:
         views = _Views(source, settings)
         batches = _Batches(writer, settings)
-        loader = DataLoader(views, batch_sampler=batches, num_workers=settings.workers, collate_fn=_Batch.of)
+        loader = DataLoader(
+            views,
+            batch_sampler=batches,
+            num_workers=settings.workers,
+            collate_fn=_Batch.of,
+            worker_init_fn=partial(end_with, os.getpid()),
+        )
         there = len(source) - sum(len(plan.pictures(number)) for number in writer.missing())
         work = _Work(tokenizer, writer, getattr(torch, settings.dtype))
         waited, last = 0.0, time.perf_counter()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import pickle
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from smalti.data.sources import BrokenImageError, ImageSource
 from smalti.training.data import ImageData
-from smalti.training.resume import ResumableData
+from smalti.training.resume import ResumableData, end_with
 
 BROKEN = (3, 11)
 
@@ -296,3 +297,14 @@ def test_errors(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Numbers, "train_set", lambda self: Endless())
     with pytest.raises(TypeError, match="expected a map-style data set with a length, got Endless; define __len__"):
         Numbers().train_dataloader()
+
+
+def test_a_worker_whose_parent_is_gone_ends():
+    if not (child := os.fork()):
+        end_with(os.getppid() + 1, 0)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    if not (child := os.fork()):
+        end_with(os.getppid(), 0)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
