@@ -223,7 +223,7 @@ def test_a_folder_that_vanishes_is_an_error(tmp_path):
     drawing.save(0, picture(0))
     (drawing.folder / "0001.png").unlink()
     drawing.folder.rmdir()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
         drawing.save(1, picture(1))
 
 

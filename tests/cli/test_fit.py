@@ -311,6 +311,6 @@ def test_sharded_weights_do_not_go_on_from_whole_ones(tmp_path, config, capsys):
         "init_args": {"data_parallel_size": 1, "tensor_parallel_size": 1},
     }
     config["trainer"] |= {"strategy": strategy, "devices": 1}
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["fit", "-c", write(tmp_path, config), "--ckpt_path", "last"])
     assert "of whole weights, which are one file; go on with another strategy" in capsys.readouterr().err

@@ -128,7 +128,7 @@ def test_the_row_of_the_saved_step_is_logged_by_the_run_that_goes_on(tmp_path):
     class Dies(CSVLogger):
         def log_metrics(self, metrics, step=None):
             if step == 3 and self.version == 0:
-                raise ZeroDivisionError
+                raise ZeroDivisionError("killed")
             super().log_metrics(metrics, step)
 
     def train(**options) -> None:
@@ -139,7 +139,7 @@ def test_the_row_of_the_saved_step_is_logged_by_the_run_that_goes_on(tmp_path):
         torch.manual_seed(1)
         trainer.fit(Line(), DataLoader(list(torch.randn(10, 3, 2)), batch_size=None), weights_only=True, **options)
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="killed"):
         train()
     assert saved_step(tmp_path / "last.ckpt") == 4
     train(ckpt_path=tmp_path / "last.ckpt")

@@ -92,9 +92,9 @@ def test_workers_and_interruptions_change_no_byte(tokenizer, tmp_path, workers):
 
     def stop(done: int, total: int) -> None:
         if done > 5:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("pressed")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="pressed"):
         tokenized(tokenizer, SCENES, tmp_path / "cut", stop, workers=workers)
     assert sorted(path.suffix for path in (tmp_path / "cut").glob("[!.]*")) == [".json", ".parquet"]
     seen = list[int]()
